@@ -1,0 +1,1052 @@
+#!/usr/bin/env python3
+"""Read the sensors of a phone or a board, and push them to a browser that draws them.
+
+On the phone, with this file and minws.py in one directory:
+
+    python3 droid_sensor.py ws://192.168.1.5:9000/push
+
+On the computer whose address that is: `python3 -m examples.sensors`. The readings of a phone that loses its network
+appear again when the network does; of each sensor the newest value is sent, never a backlog.
+
+The sources are found in this order, or named with --source:
+
+    sl4a       SL4A and QPython, by their JSON-RPC (AP_HOST, AP_PORT, AP_HANDSHAKE) or their `androidhelper` module
+    termux     Termux with the Termux:API app, by one `termux-sensor` process
+    linux      industrial I/O, thermal, hwmon and power supply files; load, memory and network rates
+    simulated  someone walking, for a computer that has nothing to measure
+
+A source of your own is a subclass of Source; add it to SOURCES.
+"""
+import argparse
+import codecs
+import collections
+import glob
+import importlib
+import json
+import math
+import os
+import queue
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import minws
+
+
+##############################################################################
+# Readings
+#
+# A reading is a dict {sensor: [float, ...]}, one number per axis. What the
+# numbers mean stands once, in the `sensors` of the source.
+##############################################################################
+
+Sensor = collections.namedtuple('Sensor', 'unit axes')
+Sensor.__doc__ = """What the numbers of a sensor are: a unit and the names of its axes, () for a single number."""
+
+XYZ = ('x', 'y', 'z')
+ANGLES = ('azimuth', 'pitch', 'roll')
+
+
+def numbers(values, count):
+    """Return the first `count` of values as floats, or None if one is missing or not a finite number."""
+    if not isinstance(values, (list, tuple)) or len(values) < count:
+        return None
+    values = values[:count]
+    if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in values):
+        return None
+    try:
+        floats = [float(value) for value in values]
+    except OverflowError:  # JSON has integers of any length
+        return None
+    return floats if all(map(math.isfinite, floats)) else None
+
+
+def hello_message(device, source, sensors, rate, **more):
+    """Return the text that announces a device: `sensors` is {name: Sensor}, `rate` in Hz."""
+    described = {name: {'unit': sensor.unit, 'axes': list(sensor.axes)} for name, sensor in sensors.items()}
+    return json.dumps({'hello': dict(more, device=device, source=source, rate=rate, sensors=described)})
+
+
+def sample_message(device, stamp, sensor, values):
+    """Return the text of one sample of one sensor; stamp in seconds since 1970, UTC."""
+    rounded = [round(value, 6) for value in values]
+    return json.dumps({'d': device, 't': round(stamp, 3), 's': {sensor: rounded if len(rounded) > 1 else rounded[0]}})
+
+
+def error_message(device, text):
+    """Return the text that names what is wrong with a device's source."""
+    return json.dumps({'error': {'device': device, 'text': text}})
+
+
+##############################################################################
+# Sources
+##############################################################################
+
+class SourceError(Exception):
+    """A source cannot go on; the text is a sentence for the person in front of the screen."""
+
+
+class Source:
+    """A place that readings come from.
+
+    To override: `available()`, `readings(period)`, `close()`, `silence()`.
+    Attributes: `name`; `sensors`, {sensor: Sensor}, complete before a sensor's first reading is yielded;
+    `simulated`, whether the readings are invented; `patience`, the seconds without a reading after which it hangs;
+    `paced`, whether the source keeps the time itself instead of answering as often as it is asked.
+    """
+
+    name = 'source'
+    simulated = False
+    paced = False
+    patience = 5.0
+
+    def __init__(self):
+        self.sensors = {}
+
+    @classmethod
+    def available(cls):
+        """Return whether this machine seems to have this source; quick, without side effects."""
+        return True
+
+    def readings(self, period):
+        """Yield readings for ever, {} while there is none; period in seconds is what the caller wants.
+
+        Raises SourceError. May be called again after it has ended.
+        """
+        raise NotImplementedError
+
+    def close(self):
+        """End a `readings` that hangs in another thread; any thread, any time, also twice."""
+
+    def silence(self):
+        """Return what a person might do when nothing comes, or ''."""
+        return ''
+
+
+##############################################################################
+# SL4A and QPython
+##############################################################################
+
+SL4A_TIMEOUT = 5.0            # seconds for one answer; the phone answers in milliseconds or not at all
+SL4A_LINE = 1 << 20           # bytes of one answer; the longest we ask for has a few hundred
+BATTERY_PERIOD = 10.0         # seconds; Android itself announces a level once a minute
+
+SL4A_SENSORS = (              # sensor, its Sensor, keys of readSensors in lower case, factor
+    ('accel', Sensor('m/s²', XYZ), ('xforce', 'yforce', 'zforce'), 1),
+    ('magnetic', Sensor('µT', XYZ), ('xmag', 'ymag', 'zmag'), 1),
+    ('orientation', Sensor('°', ANGLES), ANGLES, 180 / math.pi),
+    ('light', Sensor('lx', ()), ('light',), 1),
+)
+SL4A_BATTERY = (              # sensor, its Sensor, key of readBatteryData, factor
+    ('battery', Sensor('%', ()), 'level', 1),
+    ('battery voltage', Sensor('V', ()), 'voltage', 0.001),
+    ('battery temperature', Sensor('°C', ()), 'temperature', 0.1),
+)
+SL4A_ALL = 1                  # startSensingTimed: every sensor, and orientation, which exists in this mode only
+
+
+class Sl4aRpc:
+    """The facade over its socket: one JSON object per line, there and back."""
+
+    def __init__(self, host, port, handshake=None, timeout=SL4A_TIMEOUT):
+        self.sock = socket.create_connection((host, port), timeout)
+        self.lines = self.sock.makefile('rb')
+        self.number = 0
+        try:
+            if handshake is not None:
+                self.call('_authenticate', handshake)
+        except (OSError, SourceError):
+            self.close()
+            raise
+
+    def call(self, method, *params):
+        """Return the result of a method of the phone; raises SourceError with the phone's own text."""
+        self.number += 1
+        request = {'id': self.number, 'method': method, 'params': params}
+        self.sock.sendall(json.dumps(request).encode('utf-8') + b'\n')
+        answer = self._answer()
+        while answer.get('id') != self.number:
+            answer = self._answer()
+        if answer.get('error') is not None:
+            raise SourceError('%s: %s' % (method, answer['error']))
+        return answer.get('result')
+
+    def _answer(self):
+        line = self.lines.readline(SL4A_LINE)
+        if not line.endswith(b'\n'):
+            raise SourceError('the phone closed the connection')
+        try:
+            answer = json.loads(line.decode('utf-8'))
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise SourceError('the phone answered %r' % line[:60])
+        return answer
+
+    def interrupt(self):
+        """Wake a call that another thread waits in."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def close(self):
+        self.lines.close()
+        self.sock.close()
+
+
+class Sl4aModule:
+    """The facade through `androidhelper` or `android`, whose objects answer with (id, result, error)."""
+
+    def __init__(self, droid):
+        self.droid = droid
+
+    def call(self, method, *params):
+        answer = getattr(self.droid, method)(*params)
+        if answer.error is not None:
+            raise SourceError('%s: %s' % (method, answer.error))
+        return answer.result
+
+    def interrupt(self):
+        pass
+
+    close = interrupt
+
+
+def sl4a_module():
+    """Return a module that has an Android class, or None."""
+    for name in ('androidhelper', 'android'):
+        try:
+            module = importlib.import_module(name)
+        except Exception:  # found, but not at home: these modules talk to the phone while they are imported
+            continue
+        if hasattr(module, 'Android'):
+            return module
+    return None
+
+
+class Sl4a(Source):
+    """The sensors of a phone that runs this script under SL4A or QPython."""
+
+    name = 'sl4a'
+
+    def __init__(self, environ=os.environ):
+        super().__init__()
+        self.environ = environ
+        self.facade = None
+        self.battery = {}
+        self.battery_due = 0.0
+
+    @classmethod
+    def available(cls):
+        return 'AP_PORT' in os.environ or sl4a_module() is not None
+
+    def readings(self, period):
+        self.facade = facade = self._connect()
+        try:
+            self._start(period)
+            has_gyroscope = self._try('sensorsReadGyroscope') is not None
+            while True:
+                reading = self._sensors(facade.call('readSensors') or {})
+                if has_gyroscope:
+                    self._add(reading, 'gyro', Sensor('rad/s', XYZ), self._try('sensorsReadGyroscope'))
+                if reading:
+                    reading.update(self._battery())
+                yield reading
+        except (OSError, ValueError) as error:  # ValueError: the file of a socket that close() has closed
+            raise SourceError('no answer from the phone (%s)' % error)
+        finally:
+            self._stop()
+
+    def _connect(self):
+        if 'AP_PORT' not in self.environ:
+            module = sl4a_module()
+            if module is None:
+                raise SourceError('no SL4A here: AP_PORT is not set, and androidhelper cannot be imported')
+            return Sl4aModule(module.Android())
+        host, port = self.environ.get('AP_HOST') or '127.0.0.1', self.environ['AP_PORT']
+        try:
+            return Sl4aRpc(host, int(port), self.environ.get('AP_HANDSHAKE'))
+        except (OSError, ValueError) as error:
+            raise SourceError('no SL4A at %s:%s (%s)' % (host, port, error))
+
+    def _start(self, period):
+        # A second start changes nothing until the first is stopped, and the last run may have been killed.
+        self._try('stopSensing')
+        self.facade.call('startSensingTimed', SL4A_ALL, max(20, int(period * 1000)))
+        self._try('batteryStartMonitoring')
+        self.battery_due = time.monotonic() + 1.0  # there is no level before that
+
+    def _stop(self):
+        for method in ('stopSensing', 'batteryStopMonitoring'):
+            try:
+                self._try(method)
+            except (OSError, ValueError):
+                break
+        self.facade.close()
+
+    def _try(self, method):
+        """Call what this phone may not have; None instead of its error."""
+        try:
+            return self.facade.call(method)
+        except (SourceError, AttributeError):
+            return None
+
+    def _add(self, reading, sensor, meaning, values, factor=1):
+        values = numbers(values, len(meaning.axes) or 1)
+        if values is not None:
+            self.sensors[sensor] = meaning
+            reading[sensor] = [value * factor for value in values]
+
+    def _sensors(self, result):
+        # The phone writes xMag, its documentation xmag.
+        found = {key.lower(): value for key, value in result.items()}
+        reading = {}
+        for sensor, meaning, keys, factor in SL4A_SENSORS:
+            self._add(reading, sensor, meaning, [found.get(key) for key in keys], factor)
+        return reading
+
+    def _battery(self):
+        if time.monotonic() >= self.battery_due:
+            self.battery_due = time.monotonic() + BATTERY_PERIOD
+            result = self._try('readBatteryData') or {}
+            self.battery = {}
+            for sensor, meaning, key, factor in SL4A_BATTERY:
+                self._add(self.battery, sensor, meaning, [result.get(key)], factor)
+        return self.battery
+
+    def close(self):
+        if self.facade is not None:
+            self.facade.interrupt()
+
+    def silence(self):
+        return 'does the phone allow this app to use its sensors?'
+
+
+##############################################################################
+# Termux
+##############################################################################
+
+TERMUX_LIST_TIMEOUT = 8.0     # seconds; without the app `termux-sensor -l` never ends
+TERMUX_OBJECT = 1 << 16       # characters; an object of thirty sensors has four thousand
+
+TERMUX_SENSORS = (            # sensor, its Sensor, pattern of the phone's own name for it
+    ('accel', Sensor('m/s²', XYZ), r'(?<!linear )acceleromet'),
+    ('gyro', Sensor('rad/s', XYZ), r'gyro'),
+    ('magnetic', Sensor('µT', XYZ), r'magnet(ic|om)'),
+    ('gravity', Sensor('m/s²', XYZ), r'gravity'),
+    ('linear accel', Sensor('m/s²', XYZ), r'linear.acc'),
+    ('orientation', Sensor('°', ANGLES), r'(?<!device )(?<!device_)orientation'),
+    ('light', Sensor('lx', ()), r'light|ambient|als\b'),
+    ('pressure', Sensor('hPa', ()), r'pressure|baromet'),
+    ('proximity', Sensor('cm', ()), r'proximity'),
+    ('humidity', Sensor('%', ()), r'humidity'),
+    ('temperature', Sensor('°C', ()), r'temperature'),
+    ('steps', Sensor('', ()), r'step.?count'),
+)
+
+
+class JsonStream:
+    """Pull objects out of text that is objects one after the other, with other lines between them.
+
+    `note` is the last line that was no part of an object.
+    """
+
+    def __init__(self, limit=TERMUX_OBJECT):
+        self.limit = limit
+        self.note = ''
+        self._text = ''
+        self._decoder = json.JSONDecoder()
+
+    def feed(self, text):
+        """Take more text; yield each object that it completes."""
+        self._text += text
+        while True:
+            self._text = self._text.lstrip()
+            if self._text.startswith('{'):
+                found = self._object()
+                if found is None:
+                    return
+                yield found
+            elif '\n' in self._text:
+                self._drop(self._text.index('\n'))
+            else:
+                self._drop_excess()
+                return
+
+    def _object(self):
+        """Cut the first object off; None if it is not complete. Skips beginnings that never will be."""
+        while True:
+            try:
+                found, end = self._decoder.raw_decode(self._text)
+            except ValueError:
+                # An object is printed with its inner lines indented: the next brace at a margin begins another one.
+                restart = self._text.find('\n{')
+                if restart < 0:
+                    self._drop_excess()
+                    return None
+                self._drop(restart)
+                self._text = self._text.lstrip()
+            else:
+                self._text = self._text[end:]
+                return found
+
+    def _drop(self, end):
+        self.note = self._text[:end].strip()
+        self._text = self._text[end:]
+
+    def _drop_excess(self):
+        if len(self._text) > self.limit:
+            self._drop(len(self._text))
+
+
+def choose_sensors(listed):
+    """Return {the phone's name: (sensor, Sensor)} for the names that `termux-sensor -l` listed.
+
+    Of several of a kind the shortest name wins, as it does inside termux-sensor. Without a known one, all are taken.
+    """
+    chosen = {}
+    for sensor, meaning, pattern in TERMUX_SENSORS:
+        names = [name for name in listed if re.search(pattern, name, re.I) and 'uncalib' not in name.lower()]
+        names = [name for name in names if name not in chosen]
+        if names:
+            chosen[min(names, key=len)] = (sensor, meaning)
+    return chosen or {name: (name, None) for name in listed}
+
+
+class Termux(Source):
+    """The sensors of a phone, through the one `termux-sensor` process that Termux:API can serve at a time."""
+
+    name = 'termux'
+    paced = True
+    patience = 10.0
+
+    def __init__(self, command='termux-sensor'):
+        super().__init__()
+        self.command = command
+        self.child = None
+        self.note = ''
+        self.killed = False
+        self._lock = threading.Lock()
+        self._closing = False
+
+    @classmethod
+    def available(cls):
+        return shutil.which('termux-sensor') is not None
+
+    def readings(self, period):
+        self._closing, self.note = False, ''
+        if self.killed:
+            self._clean_up()
+        chosen = choose_sensors(self._listed())
+        if not chosen:
+            raise SourceError('termux-sensor lists no sensors; %s' % self.silence())
+        names = ','.join(chosen)
+        self._spawn('-s', names, '-d', str(max(1, int(period * 1000))))
+        try:
+            for found in self._objects():
+                yield self._reading(found, chosen)
+            raise SourceError(self._ending())
+        finally:
+            self._end_child()
+
+    def _spawn(self, *arguments):
+        with self._lock:
+            if self._closing:
+                raise SourceError('closed')
+            try:
+                # A session of its own: the script has children, and all of them must go.
+                self.child = subprocess.Popen((self.command,) + arguments, stdin=subprocess.DEVNULL,
+                                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+            except OSError as error:
+                raise SourceError('cannot run %s (%s)' % (self.command, error.strerror))
+
+    def _listed(self):
+        self._spawn('-l')
+        try:
+            output = self.child.communicate(timeout=TERMUX_LIST_TIMEOUT)[0]
+        except subprocess.TimeoutExpired:
+            raise SourceError('termux-sensor -l does not answer; %s' % self.silence())
+        finally:
+            self._end_child()
+        stream = JsonStream()
+        for found in stream.feed(output.decode('utf-8', 'replace') + '\n'):
+            if isinstance(found.get('sensors'), list):
+                return [name for name in found['sensors'] if isinstance(name, str) and ',' not in name]
+        raise SourceError('termux-sensor -l printed %r' % stream.note[:80])
+
+    def _clean_up(self):
+        """Free the sensors in the app that a child which was killed had no time to."""
+        self._spawn('-c')
+        try:
+            self.child.communicate(timeout=TERMUX_LIST_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self._end_child()
+
+    def _objects(self):
+        """Yield what the child prints, object by object, until it ends."""
+        stream, decoder = JsonStream(), codecs.getincrementaldecoder('utf-8')('replace')
+        descriptor = self.child.stdout.fileno()
+        for data in iter(lambda: os.read(descriptor, 65536), b''):
+            yield from stream.feed(decoder.decode(data))
+            self.note = stream.note
+
+    def _reading(self, found, chosen):
+        reading = {}
+        for name, (sensor, meaning) in chosen.items():
+            values = found.get(name)
+            values = values.get('values') if isinstance(values, dict) else None
+            if meaning is None and isinstance(values, list):
+                meaning = Sensor('', tuple(map(str, range(1, len(values) + 1))) if len(values) > 1 else ())
+            values = values and numbers(values, len(meaning.axes) or 1)
+            if values:
+                self.sensors[sensor] = meaning
+                reading[sensor] = values
+        return reading
+
+    def _ending(self):
+        status = self.child.wait()
+        what = 'termux-sensor was killed by signal %d' % -status if status < 0 else 'termux-sensor ended'
+        return '%s: %s' % (what, self.note[:80]) if self.note else what
+
+    def _end_child(self):
+        """End the child and what it started, and reap it."""
+        self._stop_child(self.child)
+        self.killed = self.child.returncode == -signal.SIGKILL
+        self.child.stdout.close()
+
+    def _stop_child(self, child):
+        """Ask the child to go, so that it tells the app; after a second it has to."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(child.pid, number)
+                child.wait(timeout=1)
+            except (OSError, subprocess.TimeoutExpired):
+                pass
+
+    def close(self):
+        with self._lock:
+            self._closing = True
+            child = self.child
+        if child is not None and child.returncode is None:
+            self._stop_child(child)
+
+    def silence(self):
+        hint = 'is the Termux:API app installed, and allowed to use the sensors?'
+        return 'it printed %r; %s' % (self.note[:80], hint) if self.note else hint
+
+
+##############################################################################
+# Linux
+##############################################################################
+
+IIO_SENSORS = (               # sensor, its Sensor, kernel's name, factor from the kernel's unit
+    ('accel', Sensor('m/s²', XYZ), 'accel', 1),
+    ('gyro', Sensor('rad/s', XYZ), 'anglvel', 1),
+    ('magnetic', Sensor('µT', XYZ), 'magn', 100),               # from gauss
+    ('temperature', Sensor('°C', ()), 'temp', 0.001),
+    ('pressure', Sensor('hPa', ()), 'pressure', 10),            # from kPa
+    ('humidity', Sensor('%', ()), 'humidityrelative', 0.001),
+    ('light', Sensor('lx', ()), 'illuminance', 1),
+)
+POWER_FILES = (               # sensor, its Sensor, file, factor
+    ('', Sensor('%', ()), 'capacity', 1),
+    (' voltage', Sensor('V', ()), 'voltage_now', 1e-6),
+    (' current', Sensor('A', ()), 'current_now', 1e-6),
+    (' temperature', Sensor('°C', ()), 'temp', 0.1),
+)
+
+
+class Probe:
+    """One sensor of a Linux machine; `read()` returns its values, None for not yet, or raises OSError or ValueError."""
+
+    def __init__(self, sensor, meaning, read):
+        self.sensor = sensor
+        self.meaning = meaning
+        self.read = read
+
+
+def read_text(*path):
+    with open(os.path.join(*path), encoding='utf-8', errors='replace') as file:
+        return file.read().strip()
+
+
+def read_number(*path):
+    return float(read_text(*path))
+
+
+def number_or(default, *candidates):
+    """Return the number in the first file that holds one."""
+    for path in candidates:
+        try:
+            return read_number(path)
+        except (OSError, ValueError):
+            pass
+    return default
+
+
+def file_probe(sensor, meaning, paths, factor=1, offsets=None, scales=None):
+    """Return the probe of a file per axis: (content + offset) * scale * factor."""
+    offsets, scales = offsets or [0] * len(paths), scales or [1] * len(paths)
+
+    def read():
+        return [(read_number(path) + offset) * scale * factor for path, offset, scale in zip(paths, offsets, scales)]
+    return Probe(sensor, meaning, read)
+
+
+def iio_probes(root):
+    for device in sorted(glob.glob(os.path.join(root, 'sys/bus/iio/devices/iio:device*'))):
+        for sensor, meaning, kind, factor in IIO_SENSORS:
+            shared = os.path.join(device, 'in_' + kind)
+            axes = ['%s_%s' % (shared, axis) for axis in meaning.axes] or [shared]
+            if all(os.path.exists(axis + '_input') for axis in axes):  # processed by the driver
+                yield file_probe(sensor, meaning, [axis + '_input' for axis in axes], factor)
+            elif all(os.path.exists(axis + '_raw') for axis in axes):
+                offsets = [number_or(0, axis + '_offset', shared + '_offset') for axis in axes]
+                scales = [number_or(1, axis + '_scale', shared + '_scale') for axis in axes]
+                yield file_probe(sensor, meaning, [axis + '_raw' for axis in axes], factor, offsets, scales)
+
+
+def thermal_probes(root):
+    for zone in sorted(glob.glob(os.path.join(root, 'sys/class/thermal/thermal_zone*'))):
+        yield file_probe(label_of(zone, 'type'), Sensor('°C', ()), [os.path.join(zone, 'temp')], 0.001)
+
+
+def hwmon_probes(root):
+    for chip in sorted(glob.glob(os.path.join(root, 'sys/class/hwmon/hwmon*'))):
+        for path in sorted(glob.glob(os.path.join(chip, 'temp*_input')) + glob.glob(os.path.join(chip, 'fan*_input'))):
+            part = os.path.basename(path)[:-len('_input')]
+            unit, factor = ('rpm', 1) if part.startswith('fan') else ('°C', 0.001)
+            sensor = '%s %s' % (label_of(chip, 'name'), label_of(chip, part + '_label', part))
+            yield file_probe(sensor, Sensor(unit, ()), [path], factor)
+
+
+def power_probes(root):
+    for supply in sorted(glob.glob(os.path.join(root, 'sys/class/power_supply/*'))):
+        name = 'battery' if label_of(supply, 'type') == 'Battery' else os.path.basename(supply)
+        for suffix, meaning, file, factor in POWER_FILES:
+            path = os.path.join(supply, file)
+            if os.path.exists(path):
+                yield file_probe(name + suffix, meaning, [path], factor)
+
+
+def label_of(directory, file, default=None):
+    try:
+        return read_text(directory, file) or default
+    except OSError:
+        return default or os.path.basename(directory)
+
+
+def system_probes(root):
+    path = os.path.join(root, 'proc')
+    for probe in (Probe('cpu', Sensor('%', ()), rate_of(lambda: cpu_times(path), busy_percent)),
+                  Probe('load', Sensor('', ('1 min', '5 min', '15 min')), lambda: load_average(path)),
+                  Probe('memory', Sensor('%', ()), lambda: memory_used(path)),
+                  Probe('network', Sensor('kB/s', ('in', 'out')), rate_of(lambda: network_bytes(path), kilobytes))):
+        try:
+            probe.read()
+        except (OSError, ValueError, IndexError, KeyError):
+            continue
+        yield probe
+
+
+def rate_of(read, rate):
+    """Return a function whose value is rate(before, after, seconds) of two successive values of read()."""
+    before = []
+
+    def difference():
+        now, counts = time.monotonic(), read()
+        values = rate(before[1], counts, now - before[0]) if before else None
+        before[:] = now, counts
+        return values
+    return difference
+
+
+def load_average(proc):
+    return [float(word) for word in read_text(proc, 'loadavg').split()[:3]]
+
+
+def memory_used(proc):
+    lines = dict(line.split(':', 1) for line in read_text(proc, 'meminfo').splitlines())
+    total, free = (float(lines[key].split()[0]) for key in ('MemTotal', 'MemAvailable'))
+    return [100 * (1 - free / total)]
+
+
+def cpu_times(proc):
+    words = read_text(proc, 'stat').splitlines()[0].split()
+    times = [int(word) for word in words[1:9]]
+    return sum(times), times[3] + times[4]  # all, and the idle part: idle and iowait
+
+
+def busy_percent(before, after, seconds):
+    total = after[0] - before[0]
+    return [100 * max(0.0, 1 - (after[1] - before[1]) / total)] if total > 0 else None
+
+
+def network_bytes(proc):
+    sums = [0, 0]
+    for line in read_text(proc, 'net/dev').splitlines()[2:]:
+        interface, counts = line.split(':', 1)
+        if interface.strip() != 'lo':
+            words = counts.split()
+            sums[0] += int(words[0])
+            sums[1] += int(words[8])
+    return sums
+
+
+def kilobytes(before, after, seconds):
+    # Counters fall when an interface goes away; that is no negative traffic.
+    return [max(0, b - a) / 1000 / seconds for a, b in zip(before, after)] if seconds > 0 else None
+
+
+class Linux(Source):
+    """The files below /sys and /proc of a board, a laptop or a router."""
+
+    name = 'linux'
+
+    def __init__(self, root='/'):
+        super().__init__()
+        self.root = root
+
+    @classmethod
+    def available(cls):
+        return bool(cls().probes())
+
+    def probes(self):
+        """Return a Probe for each sensor found; of several with one name the later ones are numbered."""
+        probes, count = [], collections.Counter()
+        for find in (iio_probes, thermal_probes, hwmon_probes, power_probes, system_probes):
+            for probe in find(self.root):
+                count[probe.sensor] += 1
+                if count[probe.sensor] > 1:
+                    probe.sensor += ' %d' % count[probe.sensor]
+                probes.append(probe)
+        return probes
+
+    def readings(self, period):
+        probes = self.probes()
+        if not probes:
+            raise SourceError('nothing to read in sys and proc below %s' % self.root)
+        while True:
+            yield self._sweep(probes)
+
+    def _sweep(self, probes):
+        reading, failures = {}, []
+        for probe in probes:
+            try:
+                values = probe.read()
+            except (OSError, ValueError, IndexError, KeyError) as error:  # unplugged, asleep, or no number in it
+                failures.append('%s: %s' % (probe.sensor, error))
+                continue
+            if values is not None and all(map(math.isfinite, values)):
+                self.sensors[probe.sensor] = probe.meaning
+                reading[probe.sensor] = values
+        if len(failures) == len(probes):
+            raise SourceError('nothing can be read any more (%s)' % failures[0])
+        return reading
+
+    def silence(self):
+        return 'a driver does not answer'
+
+
+##############################################################################
+# Simulated
+##############################################################################
+
+class Simulated(Source):
+    """A phone in the pocket of someone who walks; every value is invented, and the page says so."""
+
+    name = 'simulated'
+    simulated = True
+
+    STEPS = 1.8               # per second
+
+    def __init__(self):
+        super().__init__()
+        self.sensors = {'accel': Sensor('m/s²', XYZ), 'gyro': Sensor('rad/s', XYZ),
+                        'orientation': Sensor('°', ANGLES), 'light': Sensor('lx', ())}
+
+    def readings(self, period):
+        began = time.monotonic()
+        while True:
+            yield self._walk(time.monotonic() - began)
+
+    def _walk(self, t):
+        step, sway = 2 * math.pi * self.STEPS * t, math.pi * self.STEPS * t
+        bounce = math.sin(step) + 0.35 * math.sin(2 * step + 0.6)
+        heading = 180 + 60 * math.sin(t / 11) + 6 * math.sin(sway)
+        return {
+            'accel': [1.1 * math.sin(sway), 0.6 * math.cos(step) + 0.4, 9.81 + 2.4 * bounce],
+            'gyro': [0.5 * math.cos(sway), 0.3 * math.sin(step), 0.2 * math.sin(sway + 1) + 0.1 * math.cos(t / 11)],
+            'orientation': [heading % 360, 8 * math.sin(step), 5 * math.sin(sway)],
+            'light': [420 + 260 * math.sin(t / 7) + 30 * math.sin(t * 1.7)],
+        }
+
+
+SOURCES = (Sl4a, Termux, Linux, Simulated)
+
+
+def find_source(name='auto'):
+    """Return the source of that name, or with 'auto' the first one that this machine has."""
+    for source in SOURCES:
+        if name == source.name or name == 'auto' and source.available():
+            return source()
+    raise ValueError('no source is called %r' % name)
+
+
+##############################################################################
+# Reader
+##############################################################################
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0    # seconds before a failed source is tried again
+GRACE = 0.5                               # seconds in which a source may tell its phone that it ends
+STEADY = 10.0                             # a run of so many seconds was a good one: the pauses start over
+
+
+class Reader:
+    """Run a source at a steady rate in threads of its own, whatever happens to the source.
+
+    One thread asks the source; the other one hears when it hangs, names what is wrong and tries again. All calls to
+    the listener are made in that second thread, which must not be blocked for long:
+    `listener.sensors({sensor: Sensor})` before a sensor appears in a reading for the first time,
+    `listener.reading(stamp, {sensor: [float]})` with stamp in seconds since 1970, UTC,
+    `listener.trouble(text)` when the source has failed; the next reading ends the trouble.
+    """
+
+    def __init__(self, source, rate, listener, first_pause=FIRST_PAUSE):
+        self.source = source
+        self.period = 1.0 / rate
+        self.listener = listener
+        self.first_pause = first_pause
+        self._known = set()
+        self._stopping = threading.Event()
+        self._results = queue.Queue()
+        self._thread = threading.Thread(target=self._supervise, name='source-supervisor', daemon=True)
+
+    def start(self):
+        self._thread.start()
+
+    def stop(self, timeout=4.0):
+        """End the source in order, if it can be ended; wait at most `timeout` seconds."""
+        self._stopping.set()
+        self._results.put(None)
+        self._thread.join(timeout)
+
+    def _supervise(self):
+        pause = self.first_pause
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            self._attempt()
+            pause = self.first_pause if time.monotonic() - began > STEADY else pause
+            self._stopping.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _attempt(self):
+        """Run the source until it fails or hangs; return when its thread has ended."""
+        self._results = results = queue.Queue()
+        halt = threading.Event()
+        worker = threading.Thread(target=self._work, args=(results, halt), name='source', daemon=True)
+        worker.start()
+        trouble = self._relay(results)
+        if trouble is not None:
+            self.listener.trouble('%s: %s' % (self.source.name, trouble))
+        halt.set()
+        worker.join(GRACE)
+        if worker.is_alive():
+            self.source.close()
+        # A second worker beside one that hangs in a driver would only hang too.
+        while worker.is_alive() and not self._stopping.is_set():
+            worker.join(1.0)
+        worker.join(2.0)
+
+    def _relay(self, results):
+        """Hand readings over until there is trouble; return its text, or None when stop() was called."""
+        patience = max(self.source.patience, 3 * self.period)
+        deadline = time.monotonic() + patience
+        while not self._stopping.is_set():
+            try:
+                result = results.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return '; '.join(filter(None, ('no reading for %g seconds' % patience, self.source.silence())))
+            if isinstance(result, str):
+                return result
+            if result is not None and result[1]:
+                self._deliver(*result)
+                deadline = time.monotonic() + patience
+        return None
+
+    def _deliver(self, stamp, reading):
+        if not self._known.issuperset(reading):
+            self._known.update(reading)
+            sensors = dict(self.source.sensors)
+            self.listener.sensors({name: sensors[name] for name in sensors if name in self._known})
+        self.listener.reading(stamp, reading)
+
+    def _work(self, results, halt):
+        readings = self.source.readings(self.period)
+        try:
+            self._sample(readings, results, halt)
+            ending = 'it ended'
+        except SourceError as error:
+            ending = str(error)
+        except Exception as error:  # a source is anybody's code: no bug in it may end the server
+            ending = '%s: %s' % (type(error).__name__, error)
+        finally:
+            readings.close()
+        results.put(ending)
+
+    def _sample(self, readings, results, halt):
+        due = time.monotonic()
+        for reading in readings:
+            results.put((time.time(), reading))
+            if halt.is_set():
+                return
+            if not self.source.paced:
+                due += self.period
+                if due < time.monotonic() - self.period:
+                    due = time.monotonic()  # the machine slept: no burst to catch up
+                if halt.wait(max(0.0, due - time.monotonic())):
+                    return
+
+
+##############################################################################
+# Push
+##############################################################################
+
+class Mailbox:
+    """What waits to be sent: of every sensor the newest value; written by a Reader, emptied by the sender."""
+
+    def __init__(self):
+        self._condition = threading.Condition()
+        self._described = {}
+        self._samples = {}
+        self._trouble = None
+        self._news = False
+
+    def sensors(self, sensors):
+        with self._condition:
+            self._described = sensors
+            self._news = True
+
+    def reading(self, stamp, reading):
+        with self._condition:
+            for sensor, values in reading.items():
+                self._samples[sensor] = stamp, values
+            self._trouble = None
+            self._condition.notify()
+
+    def trouble(self, text):
+        with self._condition:
+            self._trouble = text
+            self._condition.notify()
+
+    def again(self):
+        """Let the next take() repeat what every new connection must hear."""
+        with self._condition:
+            self._news = True
+
+    def take(self, timeout=1.0):
+        """Return (sensors, {sensor: (stamp, values)}, trouble) that are new; None, {} and None for nothing new.
+
+        Waits at most `timeout` seconds for something.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: self._samples or self._trouble or self._news, timeout)
+            sensors = self._described if self._news else None
+            taken = sensors, self._samples, self._trouble
+            self._samples, self._trouble, self._news = {}, None, False
+            return taken
+
+
+def push(uri, source, rate, device):
+    """Send what the source reads to uri, for ever; connect again whenever the connection breaks."""
+    mailbox = Mailbox()
+    reader = Reader(source, rate, mailbox)
+    # The server takes a device that comes back for the same one by this, not by its name: phones of a kind share that.
+    identity = os.urandom(8).hex()
+    reader.start()
+    try:
+        # Five seconds each: a radio that has gone says nothing, and readings wait for the reconnection.
+        for ws in minws.reconnect(uri, first_delay=1, max_delay=15, ping_interval=5, ping_timeout=5):
+            print('connected to %s' % uri, flush=True)
+            mailbox.again()
+            try:
+                while True:
+                    send_news(ws, mailbox.take(), source, rate, device, identity)
+            except minws.ConnectionClosed as closed:
+                print('connection lost (%s); connecting again' % closed, flush=True)
+    finally:
+        reader.stop()
+
+
+def send_news(ws, news, source, rate, device, identity):
+    """Send one Mailbox.take(); each sensor is a key of its own, so that the newest value overtakes on a slow radio."""
+    sensors, samples, trouble = news
+    if sensors is not None:
+        ws.send(hello_message(device, source.name, sensors, rate, id=identity, simulated=source.simulated))
+    for sensor, (stamp, values) in samples.items():
+        ws.send(sample_message(device, stamp, sensor, values), key=sensor)
+    if trouble is not None:
+        print(trouble, file=sys.stderr, flush=True)
+        ws.send(error_message(device, trouble))
+
+
+##############################################################################
+# Command line
+##############################################################################
+
+def device_name():
+    """Return what people call this machine: the model of a phone, otherwise the host name."""
+    if shutil.which('getprop'):  # Android's, where the host name is localhost on every phone
+        try:
+            model = subprocess.check_output(['getprop', 'ro.product.model'], timeout=2).decode('utf-8', 'replace')
+            if model.strip():
+                return model.strip()
+        except (OSError, subprocess.SubprocessError):
+            pass
+    return socket.gethostname() or 'device'
+
+
+def positive(text):
+    """Return the number in text; argparse turns the ValueError into a usage message."""
+    value = float(text)
+    if not 0 < value <= 1000:
+        raise argparse.ArgumentTypeError('%s is not between 0 and 1000' % text)
+    return value
+
+
+def add_source_options(parser):
+    parser.add_argument('--source', default='auto', choices=['auto'] + [source.name for source in SOURCES],
+                        help='where readings come from (default: the first one that this machine has)')
+    parser.add_argument('--rate', type=positive, default=10.0, metavar='HZ', help='readings a second (default: 10)')
+    parser.add_argument('--name', default=None, metavar='DEVICE', help='what the page calls this device')
+
+
+def main(argv=None):
+    """Run the push client; return its exit status."""
+    parser = argparse.ArgumentParser(prog='droid_sensor.py', description='Push sensor readings to a minws server.')
+    parser.add_argument('uri', metavar='ws://HOST:PORT/push')
+    add_source_options(parser)
+    arguments = parser.parse_args(argv)
+    source = find_source(arguments.source)
+    print('source: %s' % source.name, flush=True)
+    try:
+        push(arguments.uri, source, arguments.rate, arguments.name or device_name())
+    except KeyboardInterrupt:
+        return 0
+    except ValueError as error:
+        parser.error(str(error))
+    except minws.HandshakeError as error:
+        print('%s refuses: %s' % (arguments.uri, error), file=sys.stderr)
+        return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -173,7 +173,8 @@ class ConnectionClosedError(ConnectionClosed):
 
 def _describe_close(code, reason, rcvd, sent):
     if rcvd is None:
-        return '%d, no close frame received, %s' % (code, 'sent %d %s' % (sent[0], quote(sent[1])) if sent else 'none sent')
+        sent = 'sent %d %s' % (sent[0], quote(sent[1])) if sent else 'none sent'
+        return '%d, no close frame received, %s' % (code, sent)
     return '%d %s' % (code, quote(reason)) if reason else str(code)
 
 
@@ -276,6 +277,17 @@ def pack_frame_head(first, length, masked=0):
     raise FrameTooLargeException('a frame has less than 2**63 bytes')
 
 
+class _ShortHeads(dict):
+    """First byte → unmasked headers by length up to 125, made when first used: 0.07 us less than making each."""
+
+    def __missing__(self, first):
+        heads = self[first] = [bytes((first, length)) for length in range(126)]
+        return heads
+
+
+SHORT_HEADS = _ShortHeads()
+
+
 def pack_frame(first, payload, key=None):
     """Return a whole frame: *first* is its first byte, *payload* bytes-like, *key* the masking key or None."""
     if key is None:
@@ -327,8 +339,8 @@ def parse_frame_head(data, pos=0, rsv=0):
 class Frame:
     """One frame, RFC 6455 5.2: attributes ``opcode body masking_key fin rsv1 rsv2 rsv3 payload_length``.
 
-    ``parser`` is a started generator: ``send(bytes)``, in any slicing, returns the number of bytes wanted next, 0 at the
-    end of the frame, whose ``body`` is then as it was on the wire: ``unmask(body)`` if there is a ``masking_key``.
+    ``parser`` is a started generator: ``send(bytes)``, in any slicing, returns the number of bytes wanted next, 0 at
+    the end of the frame, whose ``body`` is then as it was on the wire: ``unmask(body)`` if there is a ``masking_key``.
     Bytes beyond the frame are ignored. It raises what parse_frame_head raises, and
     ProtocolException for reserved opcodes.
     """
@@ -533,7 +545,7 @@ class Utf8Validator:
         return self.state
 
     def validate(self, ba):
-        """Take the octets *ba*: return (valid?, ends on a character?, index in *ba*, index in all) of where it stopped."""
+        """Take octets: return (valid?, ends on a character?, index in *ba*, index in all), of where it stopped."""
         octets = self._tail + ba if self.state else ba
         if self.state == self.UTF8_REJECT:
             return False, False, 0, self.i
@@ -681,39 +693,37 @@ class DeflateFrame(Extension):
         return data
 
     def _inflate(self, data, max_size):
-        """Decompress *data*, up to one byte more than *max_size*. What ends a stream (BFINAL) only begins another one."""
+        """Decompress *data*, at most *max_size* bytes. What ends a deflate stream (BFINAL) only begins another one."""
         import zlib
-        output = bytearray()
-        restarts = 0
+        output, restarts = b'', 0
+        step = max(65536, 4 * len(data))        # of output: a bomb never has more than this beyond the limit
         try:
-            while True:
+            while data:
                 if self._decompressor is None:
                     self._decompressor = zlib.decompressobj(-max(9, self._remote_bits),
                                                             zdict=b''.join(self._history)[-32768:])
                 decompressor = self._decompressor
-                piece = decompressor.decompress(data, min(max_size - len(output) + 1, UNLIMITED))
+                piece = decompressor.decompress(data, min(step, max_size - len(output) + 1))
+                if len(output) + len(piece) > max_size:
+                    raise FrameTooLargeException('message inflates to more than %d bytes (max_size)' % max_size)
+                output = output or bytearray()
                 output += piece
-                self._remember(piece)
-                if len(output) > max_size:
-                    raise FrameTooLargeException('message inflates to more than max_size')
+                if self._keep_remote:
+                    self._remember(piece)
+                data = decompressor.unconsumed_tail
                 if decompressor.eof:
                     self._decompressor, data = None, decompressor.unused_data
                     restarts += 1
                     if restarts > MAX_RESTARTS:
                         raise ProtocolException('too many ended deflate streams in a message')
-                else:
-                    data = decompressor.unconsumed_tail
-                if not data:
-                    return bytes(output)
+            return bytes(output)
         except zlib.error:
             raise InvalidBytesError('deflated data is corrupt')
 
     def _remember(self, piece):
-        """Keep the last 32 KiB of output, in pieces: a slice of them for each message would cost more than inflating it."""
-        if not self._keep_remote:
-            return
-        self._history.append(piece)
-        self._history_size += len(piece)
+        """Keep the last 32 KiB of output, in pieces: to slice it for each message costs more than to inflate it."""
+        self._history.append(piece[-32768:])
+        self._history_size += len(self._history[-1])
         while self._history_size - len(self._history[0]) >= 32768:
             self._history_size -= len(self._history.popleft())
 
@@ -781,7 +791,7 @@ class PerMessageDeflate(DeflateFrame):
 
 
 def _window_params(params, flags, windows, optional=None):
-    """Return *params* as a dict: *flags* without a value, *windows* 8 to 15 (*optional*: may have none). None if bad."""
+    """Return *params* as a dict: *flags* have no value, *windows* 8 to 15 (*optional*: or none). None if bad."""
     found = {}
     for name, value in params:
         if name in found or name not in flags + windows:
@@ -873,7 +883,10 @@ class Stream:
                 frame = extension.encode(frame)
             first |= frame.rsv
             data = frame.body
-        return pack_frame(first, data, masking_key() if self.always_mask else None)
+        if not self.always_mask:
+            length = len(data)
+            return (SHORT_HEADS[first][length] if length < 126 else pack_frame_head(first, length)) + data
+        return pack_frame(first, data, masking_key())
 
     def text_message(self, text):
         """Return a TextMessage."""
@@ -905,40 +918,45 @@ class Stream:
         """
         events = []
         pos = 0
+        self.paused = False
         if self._kept:
             if data:
                 data = self._kept[self._pos:] + data
             else:
                 data, pos = self._kept, self._pos
-        if self.ended:
-            self._kept, self.paused = b'', False
-            return events
-        end = len(data)
-        masked, plain = self.expect_masking, self.plain
+        end = 0 if self.ended else len(data)
+        last = end - 1
+        masked, plain, number, new = self.expect_masking, self.plain, int.from_bytes, Message.__new__
         base, head = (0x80, 6) if masked else (0, 2)
         short = min(125, self.max_size, self.max_fragment)
         special = self.raw or self._watched
         idle = self._first is None and not self._opcode and not special
         try:
-            while pos < end and len(events) < limit:
+            for _ in range(limit):
+                if pos >= end:
+                    break
                 first = data[pos]
-                # the common case: a whole short message
-                if idle and (first == 0x81 or first == 0x82) and pos + 1 < end:
+                if idle and (first == 0x81 or first == 0x82) and pos < last:
                     length = data[pos + 1] - base
                     start = pos + head
                     stop = start + length
                     if 0 <= length <= short and stop <= end:
+                        # the common case, a whole short message; apply_mask is written out here: 0.12 of 0.7 us
                         payload = data[start:stop]
                         if masked:
-                            payload = apply_mask(payload, data[pos + 2:start])
+                            payload = (number(payload, 'little') ^ number((data[pos + 2:start] * 32)[:length], 'little')
+                                       ).to_bytes(length, 'little')
                         pos = stop
-                        if first == 0x82:
-                            events.append(payload if plain else _message(BinaryMessage, payload))
-                        elif plain:
-                            events.append(payload.decode())
+                        if plain:
+                            events.append(payload.decode() if first == 0x81 else payload)
                         else:
-                            payload.decode()
-                            events.append(_message(TextMessage, payload))
+                            if first == 0x81:
+                                payload.decode()
+                                message = new(TextMessage)
+                            else:
+                                message = new(BinaryMessage)
+                            message.data = payload
+                            events.append(message)
                         continue
                 stop = self._take(data, pos, events)
                 if stop is None:
@@ -947,13 +965,14 @@ class Stream:
                 if self.ended:
                     end = pos
                 idle = self._first is None and not self._opcode and not special
+            else:
+                self.paused = pos < end
         except (WebSocketException, UnicodeDecodeError) as error:
             if not isinstance(error, WebSocketException):
                 error = TextFrameEncodingException('text is not UTF-8')
             self.ended = True
             end = pos
             events.append(error)
-        self.paused = pos < end and len(events) >= limit
         if pos < end:
             self._kept, self._pos = data, pos
         elif self._kept:
@@ -977,7 +996,8 @@ class Stream:
             self._key = self._key[turn:] + self._key[:turn]
         done = not self._remaining
         if self.raw:
-            self._wire = (self._wire or b'') + piece
+            self._wire = self._wire or bytearray()
+            self._wire += piece
             if done:
                 events.append(self._decode())
                 self._first = None
@@ -1069,6 +1089,7 @@ class Stream:
         self._first = None
         if not fin:
             if self.plain:
+                self._ends = self._ends or bytearray()
                 self._ends += struct.pack('!I', self._size)
             return
         events.append(self._finish(self._collected()))
@@ -1085,7 +1106,7 @@ class Stream:
             return None
         end, = struct.unpack('!I', self._ends[-4:])
         payload = self._collected()
-        taken = Fragments(self._opcode == OPCODE_TEXT, payload[:end - self._taken], self._ends[:-4], self._taken)
+        taken = Fragments(self._opcode == OPCODE_TEXT, payload[:end - self._taken], bytes(self._ends[:-4]), self._taken)
         self._payload, self._ends, self._taken = payload[end - self._taken:], b'', end
         return taken
 
@@ -1206,9 +1227,11 @@ def parse_close(payload):
 # Pure functions, which server, client and everything that has a request in hand share (RFC 6455 4, RFC 9110, 9112).
 # They parse bytes, or ISO 8859-1 text that never fails, and ASCII only: int(), strip() and lower() know Unicode.
 
-_TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_DIGITS = '0123456789'
+_HEX_DIGITS = _DIGITS + 'abcdefABCDEF'
+_ALPHANUMERIC = _DIGITS + 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz'
+_TOKEN = ("!#$%&'*+-.^_`|~" + _ALPHANUMERIC).encode()
 _CONTROLS = bytes(range(32)).replace(b'\t', b'') + b'\x7f'
-_DIGITS = frozenset('0123456789')
 
 REASONS = {
     101: 'Switching Protocols', 200: 'OK', 204: 'No Content', 301: 'Moved Permanently', 302: 'Found', 303: 'See Other',
@@ -1221,27 +1244,21 @@ REASONS = {
 
 def is_token(text):
     """Tell whether *text* (str) is a token of RFC 9110 5.6.2."""
-    try:
-        return bool(text) and not text.encode('ascii').translate(None, _TOKEN)
-    except UnicodeEncodeError:
-        return False
+    return bool(text) and not text.encode('ascii', 'replace').translate(None, _TOKEN)
 
 
 def is_number(text, digits=10):
     """Tell whether *text* is 1 to *digits* ASCII digits and nothing else."""
-    return 0 < len(text) <= digits and _DIGITS.issuperset(text)
+    return 0 < len(text) <= digits and not text.strip(_DIGITS)
 
 
 def check_field(text, what='header'):
-    """Return *text* if it may stand in a head; TypeError if it is not str, ValueError for control characters."""
+    """Return *text* if it may stand in a head; TypeError unless it is str, ValueError for control characters."""
     if not isinstance(text, str):
         raise TypeError('%s is str, not %s' % (what, type(text).__name__))
-    try:
-        octets = text.encode('latin-1')
-    except UnicodeEncodeError:
-        raise ValueError('%s has a character outside ISO 8859-1: %s' % (what, quote(text)))
-    if len(octets.translate(None, _CONTROLS)) != len(octets):
-        raise ValueError('%s has a control character: %s' % (what, quote(text)))
+    octets = text.encode('latin-1', 'ignore')
+    if len(octets.translate(None, _CONTROLS)) != len(text):
+        raise ValueError('%s has a control character, or one beyond ISO 8859-1: %s' % (what, quote(text)))
     return text
 
 
@@ -1251,10 +1268,11 @@ class Headers:
     ``headers[name]`` joins repeated fields with ', ' (KeyError if there is none); assignment replaces, ``add`` appends
     another one, ``get_all`` lists them. Names that are no tokens and control characters in values are a ValueError.
     """
-    __slots__ = ('_items',)
+    __slots__ = ('_lines', '_values')
 
     def __init__(self, items=None):
-        self._items = []
+        self._lines = b'\r\n'           # as they go over the wire: a tenth of the memory of so many pairs of str
+        self._values = None             # {name in lower case: values}, while somebody asks
         for name, value in (items.items() if hasattr(items, 'items') else items or ()):
             self.add(name, value)
 
@@ -1262,12 +1280,16 @@ class Headers:
         """Append a field."""
         if not is_token(check_field(name, 'header name')):
             raise ValueError('header name is a token, not %s' % quote(name))
-        self._items.append((name, check_field(value, 'header ' + name)))
+        self._lines += ('%s: %s\r\n' % (name, check_field(value, 'header value'))).encode('latin-1')
+        self._values = None
 
     def get_all(self, name):
         """Return the values of *name*, a list."""
-        name = name.lower()
-        return [value for key, value in self._items if key.lower() == name]
+        if self._values is None:
+            self._values = {}
+            for key, value in self.items():
+                self._values.setdefault(key.lower(), []).append(value)
+        return self._values.get(name.lower(), [])[:]
 
     def get(self, name, default=None):
         """Return the joined values of *name*, or *default*."""
@@ -1275,42 +1297,45 @@ class Headers:
         return ', '.join(values) if values else default
 
     def __getitem__(self, name):
-        values = self.get_all(name)
-        if not values:
+        value = self.get(name)
+        if value is None:
             raise KeyError(name)
-        return ', '.join(values)
+        return value
 
     def __setitem__(self, name, value):
-        kept = [item for item in self._items if item[0].lower() != name.lower()]
+        Headers([(name, value)])        # refuses what is none
+        del self[name]
         self.add(name, value)
-        self._items = kept + self._items[-1:]
 
     def __delitem__(self, name):
-        self._items = [item for item in self._items if item[0].lower() != name.lower()]
+        if name in self:
+            Headers.__init__(self, [item for item in self.items() if item[0].lower() != name.lower()])
 
     def __contains__(self, name):
-        return bool(self.get_all(name))
+        return self.get(name) is not None
 
     def __iter__(self):
-        return iter(OrderedDict((name.lower(), name) for name, _ in self._items).values())
+        return iter(OrderedDict((name.lower(), name) for name, _ in self.items()).values())
 
     def __len__(self):
-        return len(self._items)
+        return self._lines.count(b'\n') - 1
 
     def items(self):
         """Return all fields as pairs, repeated ones too."""
-        return list(self._items)
+        fields = [line.partition(':') for line in str(self._lines, 'latin-1')[2:-2].split('\r\n') if line]
+        return [(name, value.strip(' \t')) for name, _, value in fields]
 
     def __repr__(self):
-        return 'Headers(%r)' % self._items
+        return 'Headers(%r)' % self.items()
 
 
 class Request:
-    """A request: ``method target path query headers cookies body``.
+    """A request: ``method target headers body`` (bytes), and taken from these ``path query cookies``.
 
     ``target`` is what the request line says; ``path`` the part before '?', not decoded; ``query`` and ``cookies`` are
-    dicts of str, where the last of equal names wins; ``body`` is bytes.
+    dicts of str, where the last of equal names wins.
     """
+    __slots__ = ('method', 'target', 'headers', 'body')     # a server keeps one for each connection
 
     def __init__(self, method, target, headers=None, body=b''):
         self.method = method
@@ -1324,8 +1349,8 @@ class Request:
 
     @property
     def query(self):
-        pairs = (pair.partition('=') for pair in self.target.partition('?')[2].split('&') if pair)
-        return {unquote(name.replace('+', ' ')): unquote(value.replace('+', ' ')) for name, _, value in pairs}
+        pairs = (pair.replace('+', ' ').partition('=') for pair in self.target.partition('?')[2].split('&') if pair)
+        return {unquote(name): unquote(value) for name, _, value in pairs}
 
     @property
     def cookies(self):
@@ -1338,6 +1363,7 @@ class Request:
 
 class Response:
     """An answer: ``status_code reason_phrase headers body`` (bytes). *reason_phrase* None is the usual one."""
+    __slots__ = ('status_code', 'reason_phrase', 'headers', 'body')
 
     def __init__(self, status_code, reason_phrase=None, headers=None, body=b''):
         if not isinstance(body, (bytes, bytearray)):
@@ -1349,16 +1375,17 @@ class Response:
 
     def build(self, with_body=True):
         """Return the whole answer as bytes; without the body for the method HEAD."""
-        if not 100 <= self.status_code <= 999:
-            raise ValueError('status %d' % self.status_code)
-        headers = self.headers.items()
-        if self.status_code >= 200:
-            headers = [item for item in headers if item[0].lower() not in ('content-length', 'connection')]
-            if self.status_code != 204:
-                headers.append(('Content-Length', str(len(self.body))))
-            headers.append(('Connection', 'close'))
-        return build_head('HTTP/1.1 %d %s' % (self.status_code, check_field(self.reason_phrase, 'reason phrase')),
-                          headers) + (self.body if with_body else b'')
+        status, headers = self.status_code, self.headers
+        if not 100 <= status <= 999:
+            raise ValueError('status %d' % status)
+        if status >= 200:
+            headers = Headers(headers.items())
+            headers['Content-Length'] = str(len(self.body))
+            headers['Connection'] = 'close'
+        if status == 204:       # RFC 9110 8.6
+            del headers['Content-Length']
+        line = 'HTTP/1.1 %d %s' % (status, check_field(self.reason_phrase, 'reason phrase'))
+        return build_head(line, headers) + (self.body if with_body else b'')
 
     def __repr__(self):
         return '<Response %d %s>' % (self.status_code, quote(self.reason_phrase))
@@ -1371,16 +1398,14 @@ def text_response(status, text, headers=()):
 
 
 def build_head(start_line, headers):
-    """Return a head as bytes; *headers* are pairs that Headers has checked."""
-    lines = [start_line] + ['%s: %s' % field for field in headers]
-    return '\r\n'.join(lines + ['', '']).encode('latin-1')
+    """Return a head as bytes, of Headers."""
+    return start_line.encode('latin-1') + headers._lines + b'\r\n'
 
 
 def find_head_end(data, searched=0):
-    """Return the length of the head that *data* (bytearray) begins with, or 0 while its end is not there.
+    """Return the length of the head that *data* (bytearray) begins with, 0 while its end is not there; HandshakeError.
 
-    *searched* is the length of *data* at the last call, lest a head in small pieces costs its square. HandshakeError
-    431 or 414 for one that is too long, and 400 for what is not HTTP, TLS on a plain port say.
+    *searched* is the length of *data* at the last call, lest a head in small pieces costs its square.
     """
     start = max(0, searched - 3)
     end = data.find(b'\r\n\r\n', start)
@@ -1396,37 +1421,34 @@ def find_head_end(data, searched=0):
 def parse_head(head):
     """Split a *head* (bytes, with the empty line at its end) into (first line, Headers), by RFC 9112 2.2 and 5.
 
-    HandshakeError 400 for a line end that is not CRLF, control characters, a name that is no token or with space
-    around it, continued lines; 431 for more than 64 fields or a line beyond 8 KiB.
+    HandshakeError 400 if anything is not as it says there, continued lines included; 431 for too many or long fields.
     """
-    lines = head[:-4].split(b'\r\n')
-    if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines) - 2:
+    line, *fields = head[:-4].split(b'\r\n')
+    if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(fields) - 4:
         raise HandshakeError('control character, or a line that does not end in CRLF')
-    if len(lines) - 1 > MAX_HEADERS:
+    if len(fields) > MAX_HEADERS:
         raise HandshakeError('more than %d headers' % MAX_HEADERS, 431)
-    headers = Headers()
-    for line in lines[1:]:
-        if len(line) > MAX_LINE:
+    for field in fields:
+        name, colon, _ = field.partition(b':')
+        if len(field) > MAX_LINE:
             raise HandshakeError('a header is longer than %d bytes' % MAX_LINE, 431)
-        name, colon, value = line.partition(b':')
         if not colon or not name or name.translate(None, _TOKEN):
             raise HandshakeError('malformed header')
-        headers._items.append((name.decode('latin-1'), value.strip(b' \t').decode('latin-1')))
-    return lines[0].decode('latin-1'), headers
+    headers = Headers()
+    headers._lines = head[len(line):-2]
+    return str(line, 'latin-1'), headers
 
 
 def parse_request(head):
-    """Return the Request of a *head* (bytes); HandshakeError 400 or 505 if it is malformed (RFC 9112 3)."""
+    """Return the Request of a *head* (bytes), RFC 9112 3; HandshakeError 400 or 505."""
     line, headers = parse_head(head)
-    parts = line.split(' ')
-    if len(parts) != 3 or not is_token(parts[0]):
+    method, target, version = line.split(' ') if line.count(' ') == 2 else ('', '', '')
+    major, minor = version[5:6], version[7:]
+    if not is_token(method) or version != 'HTTP/%s.%s' % (major, minor) or not is_number(major + minor, 2) or not minor:
         raise HandshakeError('malformed request line')
-    method, target, version = parts
-    if version[:5] != 'HTTP/' or len(version) != 8 or version[6] != '.' or not is_number(version[5] + version[7]):
-        raise HandshakeError('malformed request line')
-    if version[5] != '1' or version[7] == '0':
+    if major != '1' or minor == '0':
         raise HandshakeError('only HTTP/1.1 is spoken here', 505)
-    if target[:1] != '/' or '#' in target or not all('!' <= c <= '~' for c in target):
+    if target[:1] != '/' or '#' in target or not '!' <= min(target) <= max(target) <= '~':
         raise HandshakeError('malformed request target')
     if len(headers.get_all('Host')) != 1:
         raise HandshakeError('one Host header is needed')
@@ -1438,7 +1460,7 @@ def parse_request(head):
 
 
 def parse_response(head):
-    """Return the Response of a *head* (bytes), its body empty; HandshakeError if it is malformed (RFC 9112 4)."""
+    """Return the Response of a *head* (bytes), its body empty, RFC 9112 4; HandshakeError."""
     line, headers = parse_head(head)
     version, _, rest = line.partition(' ')
     status, _, reason = rest.partition(' ')
@@ -1448,18 +1470,17 @@ def parse_response(head):
 
 
 def parse_host(text):
-    """Return (host in lower case, port or None) of a Host header or URL; HandshakeError 400 if it is malformed."""
-    host, colon, port = text, '', ''
+    """Return (host in lower case, port or None) of a Host header or URL; HandshakeError 400."""
     if text[:1] == '[':
-        host, bracket, rest = text[1:].partition(']')
-        colon, port = rest[:1], rest[1:]
-        good = bracket and colon in ('', ':') and ':' in host and not host.strip('0123456789abcdefABCDEF:.')
+        host, bracket, port = text[1:].partition(']')
+        good = bracket and ':' in host and not host.strip(_HEX_DIGITS + ':.')
     else:
         host, colon, port = text.partition(':')
-        good = bool(host) and all(c.isalnum() or c in '-._' for c in host) and ascii(host) == repr(host)
-    if not good or colon and port and not (is_number(port, 5) and int(port) < 65536):
+        port = colon + port
+        good = host and not host.strip(_ALPHANUMERIC + '-._')
+    if not good or port[:1] not in ('', ':') or port[1:] and not (is_number(port[1:], 5) and int(port[1:]) < 65536):
         raise HandshakeError('malformed host')
-    return host.lower(), int(port) if port else None
+    return host.lower(), int(port[1:]) if port[1:] else None
 
 
 def tokens(headers, name):
@@ -1468,19 +1489,18 @@ def tokens(headers, name):
 
 
 def has_token(headers, name, token):
-    """Tell whether *token* (lower case) is an element of the headers *name*; a substring is none (6455 4.2.1)."""
+    """Tell whether *token* (lower case) is an element, not a part of one, of the headers *name* (6455 4.2.1)."""
     return token in [part.lower() for part in tokens(headers, name)]
 
 
 def unquote(text):
     """Decode the percent escapes of *text*, once, as UTF-8; what is not UTF-8 becomes U+FFFD."""
-    first, *rest = text.encode('latin-1', 'replace').split(b'%')
-    decoded = bytearray(first)
+    decoded, *rest = text.encode('latin-1', 'replace').split(b'%')
     for part in rest:
-        try:
-            decoded += bytes((int(part[:2], 16),)) + part[2:] if part[:2].isalnum() and part[1:] else b'%' + part
-        except ValueError:
+        if len(part) < 2 or part[:2].strip(_HEX_DIGITS.encode()):
             decoded += b'%' + part
+        else:
+            decoded += bytes((int(part[:2], 16),)) + part[2:]
     return decoded.decode('utf-8', 'replace')
 
 
@@ -1500,24 +1520,19 @@ def accept_key(key):
 
 
 def check_upgrade(request):
-    """Raise HandshakeError with the right status unless *request* is the opening handshake of RFC 6455 4.2.1."""
+    """Raise HandshakeError unless *request* is the opening handshake of RFC 6455 4.2.1."""
     headers = request.headers
-    if request.method != 'GET':
+    if request.method != 'GET' and (request.method != 'HEAD' or is_upgrade(request)):
         raise HandshakeError('a WebSocket is opened with GET', 405, [('Allow', 'GET')])
     if headers.get('Content-Length', '0') != '0' or 'Transfer-Encoding' in headers:
         raise HandshakeError('an upgrade request has no body')
     versions = [('Upgrade', 'websocket'), ('Sec-WebSocket-Version', str(WS_VERSION))]
     if not has_token(headers, 'Upgrade', 'websocket') or not has_token(headers, 'Connection', 'upgrade'):
-        raise HandshakeError('this is a WebSocket: it needs the headers Upgrade: websocket and Connection: Upgrade',
-                             426, versions)
+        raise HandshakeError('a WebSocket needs the headers Upgrade: websocket and Connection: Upgrade', 426, versions)
     if headers.get('Sec-WebSocket-Version') != str(WS_VERSION):
         raise HandshakeError('WebSocket version 13 is spoken here', 426, versions)
-    key = headers.get('Sec-WebSocket-Key', '').encode('latin-1')
-    try:
-        nonce = binascii.a2b_base64(key)
-    except binascii.Error:
-        nonce = b''
-    if len(nonce) != 16 or binascii.b2a_base64(nonce)[:-1] != key:
+    key = headers.get('Sec-WebSocket-Key', '')
+    if len(key) != 24 or key[21:] not in ('A==', 'Q==', 'g==', 'w==') or key[:21].strip(_ALPHANUMERIC + '+/'):
         raise HandshakeError('Sec-WebSocket-Key is not 16 bytes in base64')
 
 
@@ -1525,29 +1540,24 @@ LOCAL_SUFFIXES = ('.localhost', '.local', '.lan', '.home.arpa', '.internal')
 
 
 def is_local_name(host):
-    """Tell whether public DNS cannot hand the name *host* to an attacker: IP literals, one label, local suffixes."""
-    if '.' not in host or ':' in host or host.endswith(LOCAL_SUFFIXES):
-        return True
-    try:
-        socket.inet_aton(host)
-    except OSError:
-        return False
-    return host.count('.') == 3
+    """Tell whether public DNS cannot hand *host* to an attacker: IP literals, one label, local suffixes."""
+    return ('.' not in host or ':' in host or host.endswith(LOCAL_SUFFIXES)
+            or host.count('.') == 3 and not host.strip(_DIGITS + '.'))
 
 
 def check_host(request, hosts='local'):
     """Raise HandshakeError 421 unless the Host is local or one of *hosts* (names; None: any), against DNS rebinding."""
     host, _ = parse_host(request.headers['Host'])
     named = () if hosts == 'local' else hosts
-    if hosts is not None and not is_local_name(host) and host not in [name.lower() for name in named]:
+    if named is not None and not is_local_name(host) and host not in [name.lower() for name in named]:
         raise HandshakeError('this host name is not served here; the argument hosts= of serve() allows names', 421)
 
 
 def check_origin(request, origins='same'):
-    """Raise HandshakeError 403 unless the Origin is allowed: browsers send it, RFC 6455 10.2.
+    """Raise HandshakeError 403 unless the Origin is allowed, RFC 6455 10.2.
 
-    *origins* is 'same' (host and port as in Host; no Origin passes, for it is no browser), None for any, or a sequence
-    of exact strings, compiled patterns that must match the whole, and None, which stands for no Origin.
+    *origins* is 'same' (host and port as in Host; who sends none is no browser, and passes), None for any, or a list of
+    exact strings, compiled patterns that must match the whole, and None, which stands for no Origin.
     """
     origin = request.headers.get('Origin')
     if origins is None or origins == 'same' and origin is None:
@@ -1568,45 +1578,25 @@ def check_origin(request, origins='same'):
 
 
 def parse_extensions(values):
-    """Parse headers of the form ``name; param; param=value, name`` (6455 9.1): return [(name, [(param, value)])].
+    """Parse *values* (list of str) such as ``name; param; param=value, name``, 6455 9.1; ValueError if malformed.
 
-    *values* is a list of str; a value is None where there is none, and unquoted. ValueError if malformed. One pass,
-    character by character: regular expressions for this have been attacked.
+    Return [(name, [(param, value or None)])].
     """
     found = []
-    for text in values:
-        if not text.strip(' \t'):
-            raise ValueError('empty extension header')
-        for item in _split_quoted(text, ','):
-            name, *params = [part.strip(' \t') for part in _split_quoted(item, ';')]
-            if not is_token(name):
-                raise ValueError('malformed extension')
-            found.append((name, [_parse_param(param) for param in params]))
+    for item in [item for text in values for item in text.split(',')]:
+        # quotes are no matter for the splitting: even between them a value is a token, without separators
+        name, *params = [part.strip(' \t') for part in item.split(';')]
+        if not is_token(name):
+            raise ValueError('malformed extension')
+        found.append((name, [_parse_param(param) for param in params]))
     return found
-
-
-def _split_quoted(text, separator):
-    """Split at the *separator*s outside quotes."""
-    parts, start, quoted, escaped = [], 0, False, False
-    for index, c in enumerate(text):
-        if escaped:
-            escaped = False
-        elif quoted and c == '\\':
-            escaped = True
-        elif c == '"':
-            quoted = not quoted
-        elif c == separator and not quoted:
-            parts.append(text[start:index])
-            start = index + 1
-    if quoted:
-        raise ValueError('unclosed quote')
-    return parts + [text[start:]]
 
 
 def _parse_param(text):
     name, equals, value = text.partition('=')
     if len(value) > 1 and value[0] == value[-1] == '"':
-        value = value[1:-1].replace('\\\\', '\0').replace('\\', '')     # neither is in a token
+        value = value[1:-1].replace('\\\\', '"')        # neither is in a token
+        value = value if value[-1:] == '\\' else value.replace('\\', '')
     if not is_token(name) or equals and not is_token(value):
         raise ValueError('malformed extension parameter')
     return name, value if equals else None
@@ -1618,36 +1608,31 @@ def format_extensions(items):
                                          for param, value in params]) for name, params in items)
 
 
-def accept_extensions(headers, available):
-    """Server: return the extensions for a connection, of the offers in *headers* that those *available* accept."""
+def header_extensions(headers):
+    """Return parse_extensions() of Sec-WebSocket-Extensions; HandshakeError 400 if that is malformed."""
     try:
-        offers = parse_extensions(headers.get_all('Sec-WebSocket-Extensions'))
+        return parse_extensions(headers.get_all('Sec-WebSocket-Extensions'))
     except ValueError as error:
         raise HandshakeError('Sec-WebSocket-Extensions: %s' % error)
+
+
+def accept_extensions(headers, available):
+    """Server: return the extensions for a connection, of the offers in *headers* that those *available* accept."""
+    offers = header_extensions(headers)
     accepted = []
     for pattern in available:
-        if any(other.name == pattern.name or other.rsv & pattern.rsv for other in accepted):
-            continue
-        for name, params in offers:
-            extension = pattern.accept(params) if name == pattern.name else None
-            if extension is not None:
-                accepted.append(extension)
-                break
+        if not any(other.name == pattern.name or other.rsv & pattern.rsv for other in accepted):
+            answers = (pattern.accept(params) for name, params in offers if name == pattern.name)
+            accepted += [answer for answer in answers if answer is not None][:1]
     return accepted
 
 
 def confirm_extensions(headers, offered):
     """Client: return the extensions for a connection, by the answer in *headers* to the patterns *offered*."""
-    try:
-        answers = parse_extensions(headers.get_all('Sec-WebSocket-Extensions'))
-    except ValueError as error:
-        raise HandshakeError('Sec-WebSocket-Extensions: %s' % error)
     confirmed = []
-    for name, params in answers:
-        for pattern in offered:
-            if pattern.name == name:
-                break
-        else:
+    for name, params in header_extensions(headers):
+        pattern = next((pattern for pattern in offered if pattern.name == name), None)
+        if pattern is None:
             raise HandshakeError('the server chose an extension that was not offered: %s' % quote(name))
         if any(other.name == name or other.rsv & pattern.rsv for other in confirmed):
             raise HandshakeError('the server chose extensions that exclude each other')
@@ -1656,7 +1641,7 @@ def confirm_extensions(headers, offered):
 
 
 def check_subprotocols(names):
-    """Return *names* as a list; TypeError for a str, ValueError unless they are unique tokens (6455 4.1)."""
+    """Return *names* as a list; TypeError for a str, ValueError unless they are unique tokens."""
     if isinstance(names, (str, bytes)):
         raise TypeError('subprotocols is a list of str')
     names = list(names or ())
@@ -1666,9 +1651,7 @@ def check_subprotocols(names):
 
 
 def offered_subprotocols(request):
-    """Return the subprotocols that a *request* offers, a list; HandshakeError 400 if they are not unique tokens."""
-    if 'Sec-WebSocket-Protocol' not in request.headers:
-        return []
+    """Return the subprotocols that a *request* offers, a list; HandshakeError 400."""
     try:
         return check_subprotocols(tokens(request.headers, 'Sec-WebSocket-Protocol'))
     except ValueError:
@@ -1679,39 +1662,38 @@ def accept_response(request, subprotocol=None, extensions=(), server_header=None
     """Return the Response with status 101 to a *request* that check_upgrade let pass, 4.2.2."""
     headers = Headers([('Upgrade', 'websocket'), ('Connection', 'Upgrade'),
                        ('Sec-WebSocket-Accept', accept_key(request.headers['Sec-WebSocket-Key']))])
-    if subprotocol is not None:
-        headers.add('Sec-WebSocket-Protocol', subprotocol)
-    if extensions:
-        headers.add('Sec-WebSocket-Extensions',
-                    format_extensions((extension.name, extension.params) for extension in extensions))
-    if server_header is not None:
-        headers.add('Server', server_header)
+    chosen = format_extensions((extension.name, extension.params) for extension in extensions)
+    for name, value in (('Sec-WebSocket-Protocol', subprotocol), ('Sec-WebSocket-Extensions', chosen or None),
+                        ('Server', server_header)):
+        if value is not None:
+            headers.add(name, value)
     return Response(101, None, headers)
 
 
 def check_response(response, key, subprotocols=(), extensions=()):
     """Client: return (subprotocol or None, extensions) of the *response* to a handshake with *key*, 4.1.
 
-    *extensions* are the patterns that were offered. HandshakeError if it is not the acceptance of that handshake.
+    *subprotocols* and *extensions* are those offered. HandshakeError if it is not the acceptance of that handshake.
     """
     headers = response.headers
-    if response.status_code != 101:
-        raise HandshakeError('the server answered %d %s' % (response.status_code, quote(response.reason_phrase)),
-                             response=response)
-    if headers.get('Upgrade', '').lower() != 'websocket' or not has_token(headers, 'Connection', 'upgrade'):
-        raise HandshakeError('the answer lacks Upgrade: websocket and Connection: Upgrade', response=response)
-    if headers.get_all('Sec-WebSocket-Accept') != [accept_key(key)]:
-        raise HandshakeError('the answer is not to our Sec-WebSocket-Key', response=response)
     chosen = headers.get_all('Sec-WebSocket-Protocol')
-    if len(chosen) > 1 or chosen and chosen[0] not in subprotocols:
-        raise HandshakeError('the server chose a subprotocol that was not offered', response=response)
-    return chosen[0] if chosen else None, confirm_extensions(headers, extensions)
+    if response.status_code != 101:
+        wrong = 'the server answered %d %s' % (response.status_code, quote(response.reason_phrase))
+    elif headers.get('Upgrade', '').lower() != 'websocket' or not has_token(headers, 'Connection', 'upgrade'):
+        wrong = 'the answer lacks Upgrade: websocket and Connection: Upgrade'
+    elif headers.get_all('Sec-WebSocket-Accept') != [accept_key(key)]:
+        wrong = 'the answer is not to our Sec-WebSocket-Key'
+    elif len(chosen) > 1 or chosen and chosen[0] not in subprotocols:
+        wrong = 'the server chose a subprotocol that was not offered'
+    else:
+        return chosen[0] if chosen else None, confirm_extensions(headers, extensions)
+    raise HandshakeError(wrong, response=response)
 
 
 def parse_uri(uri):
-    """Split ws://, wss:// or ws+unix:// *uri*: return (scheme, host or path, port, resource, (user, password) or None).
+    """Split a *uri* of RFC 6455 3 or ws+unix:// into (scheme, host, port, resource, (user, password) or None).
 
-    RFC 6455 3; ValueError for everything that is not one. Characters beyond ASCII are escaped in the resource.
+    With ws+unix the host is a path and the port None. ValueError for everything else.
     """
     scheme, separator, rest = uri.partition('://')
     scheme = scheme.lower()
@@ -1719,26 +1701,17 @@ def parse_uri(uri):
         raise ValueError('a WebSocket URL begins with ws://, wss:// or ws+unix://, unlike %s' % quote(uri))
     if '#' in uri or any(c <= ' ' or c == '\x7f' for c in uri):
         raise ValueError('a WebSocket URL has no fragment, space or control character: %s' % quote(uri))
-    if scheme.endswith('+unix'):
-        if not rest:
-            raise ValueError('no path in %s' % quote(uri))
+    if scheme.endswith('+unix') and rest:
         return scheme, rest, None, '/', None
-    for index, c in enumerate(rest):
-        if c in '/?':
-            break
-    else:
-        index = len(rest)
-    authority, resource = rest[:index], rest[index:]
+    authority = rest.partition('/')[0].partition('?')[0]
+    resource = rest[len(authority):] if rest[len(authority):][:1] == '/' else '/' + rest[len(authority):]
     userinfo, at, authority = authority.rpartition('@')
     try:
-        ascii_host = authority if ascii(authority) == repr(authority) else authority.encode('idna').decode()
-        host, port = parse_host(ascii_host)
-    except (HandshakeError, UnicodeError, LookupError):
+        host, port = parse_host(authority if max(authority, default='') <= '~' else authority.encode('idna').decode())
+    except (HandshakeError, ValueError, LookupError):       # the codec idna is not everywhere
         raise ValueError('no host in %s' % quote(uri))
     if port == 0:
         raise ValueError('port 0 in %s' % quote(uri))
-    if resource[:1] != '/':
-        resource = '/' + resource
     resource = ''.join(c if c <= '~' else ''.join('%%%02X' % octet for octet in c.encode('utf-8')) for c in resource)
     user, _, password = userinfo.partition(':')
     return (scheme, host, port or (443 if scheme == 'wss' else 80), resource,
@@ -1768,7 +1741,7 @@ FOREVER = float('inf')
 class SelectPoller:
     """Tell which descriptors are ready, with select: works everywhere, up to descriptor 1023.
 
-    ``register(fd)``, ``unregister(fd)``, ``poll()`` and ``release()`` are all that a poller of your own needs. Ours know
+    ``register(fd)``, ``unregister(fd)``, ``poll()`` and ``release()`` are all that a poller of yours needs. Ours know
     more: *events* is READ, WRITE or both, ``modify(fd, events)`` changes them, ``poll(timeout)`` waits *timeout*
     seconds instead of the constructor's, and ``live`` tells whether a running poll() notices such changes.
     """
@@ -1787,11 +1760,11 @@ class SelectPoller:
     modify = register
 
     def unregister(self, fd):
-        """Watch *fd* no more; an unknown one is no error."""
+        """Watch *fd* no more; an unknown or closed one is no error."""
         self._events.pop(fd, None)
 
     def poll(self, timeout=None):
-        """Return the descriptors that are ready, a list."""
+        """Return the descriptors that are ready, or broken, a list."""
         timeout = self.timeout if timeout is None else timeout
         events = self._events.copy()
         reading = [fd for fd in events if events[fd] & READ]
@@ -1807,20 +1780,15 @@ class SelectPoller:
         self._events.clear()
 
 
-class PollPoller:
+class PollPoller(SelectPoller):
     """Tell which descriptors are ready, with poll: see SelectPoller."""
-    live = False
     _masks = (0, 1, 4, 5)       # POLLIN is 1 and POLLOUT 4 on all systems, EPOLLIN and EPOLLOUT likewise
 
     def __init__(self, timeout=0.1):
         self.timeout = timeout
-        self._poll = self._make()
-
-    def _make(self):
-        return select.poll()
+        self.release()
 
     def register(self, fd, events=READ):
-        """Watch *fd*."""
         self._poll.register(fd, self._masks[events])
 
     def modify(self, fd, events):
@@ -1828,31 +1796,28 @@ class PollPoller:
         self._poll.modify(fd, self._masks[events])
 
     def unregister(self, fd):
-        """Watch *fd* no more; an unknown or closed one is no error."""
         try:
             self._poll.unregister(fd)
         except (OSError, KeyError, ValueError):
             pass
 
     def poll(self, timeout=None):
-        """Return the descriptors that are ready, or broken, a list."""
         timeout = self.timeout if timeout is None else timeout
         return [fd for fd, _ in self._poll.poll(int(timeout * 1000) + (timeout > 0))]
 
     def release(self):
-        """Forget all descriptors."""
-        self._poll = self._make()
+        self._poll = select.poll()
 
 
 class EPollPoller(PollPoller):
-    """Tell which descriptors are ready, with epoll: its cost does not grow with those that are not. See SelectPoller."""
+    """Tell which descriptors are ready, with epoll, whose cost does not grow with the others: see SelectPoller."""
     live = True
 
-    def _make(self):
-        return select.epoll()
+    def __init__(self, timeout=0.1):
+        self.timeout = timeout
+        self._poll = select.epoll()
 
     def poll(self, timeout=None):
-        """Return the descriptors that are ready, or broken, a list."""
         return [fd for fd, _ in self._poll.poll(self.timeout if timeout is None else timeout)]
 
     def release(self):
@@ -1860,22 +1825,18 @@ class EPollPoller(PollPoller):
         self._poll.close()
 
 
-class KQueuePoller:
+class KQueuePoller(SelectPoller):
     """Tell which descriptors are ready, with kqueue (BSD, macOS): see SelectPoller."""
     live = True
 
     def __init__(self, timeout=0.1):
-        self.timeout = timeout
+        SelectPoller.__init__(self, timeout)
         self._queue = select.kqueue()
-        self._events = {}
 
     def register(self, fd, events=READ):
-        """Watch *fd*."""
-        before = self._events.get(fd, 0)
-        changes = []
-        for bit, kind in ((READ, select.KQ_FILTER_READ), (WRITE, select.KQ_FILTER_WRITE)):
-            if (events ^ before) & bit:
-                changes.append(select.kevent(fd, kind, select.KQ_EV_ADD if events & bit else select.KQ_EV_DELETE))
+        changed = events ^ self._events.get(fd, 0)
+        changes = [select.kevent(fd, kind, select.KQ_EV_ADD if events & bit else select.KQ_EV_DELETE)
+                   for bit, kind in ((READ, select.KQ_FILTER_READ), (WRITE, select.KQ_FILTER_WRITE)) if changed & bit]
         if changes:
             self._queue.control(changes, 0, 0)
         self._events[fd] = events
@@ -1883,7 +1844,6 @@ class KQueuePoller:
     modify = register
 
     def unregister(self, fd):
-        """Watch *fd* no more; an unknown or closed one is no error."""
         try:
             self.register(fd, 0)
         except OSError:
@@ -1891,7 +1851,6 @@ class KQueuePoller:
         self._events.pop(fd, None)
 
     def poll(self, timeout=None):
-        """Return the descriptors that are ready, a list."""
         events = self._queue.control(None, max(1, 2 * len(self._events)), self.timeout if timeout is None else timeout)
         return list({event.ident for event in events})
 
@@ -1910,13 +1869,14 @@ def default_poller():
 
 def wait_ready(fd, events, timeout=None):
     """Wait until *fd* is ready for *events*; return False if it is not after *timeout* seconds (None: for ever)."""
-    if hasattr(select, 'poll'):
-        poll = select.poll()
-        poll.register(fd, PollPoller._masks[events])
-        return bool(poll.poll(None if timeout is None else max(0, timeout) * 1000))
-    watched = [fd]
-    return any(select.select(watched if events & READ else [], watched if events & WRITE else [], [],
-                             None if timeout is None else max(0, timeout)))
+    timeout = None if timeout is None else max(0, timeout)
+    if not hasattr(select, 'poll'):
+        poller = SelectPoller(timeout)
+        poller.register(fd, events)
+        return bool(poller.poll())
+    poll = select.poll()
+    poll.register(fd, PollPoller._masks[events])
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
 ########################################################################################################################
@@ -1927,6 +1887,22 @@ def wait_ready(fd, events, timeout=None):
 # (blocking), recv_frame() (frames). The keeper looks after blocking connections while nobody reads them.
 
 _SOCKET = socket.socket         # the real one: tests patch socket.socket
+
+
+def _address(sock, method):
+    """Return what the *method* of *sock* says, cut to (host, port); None if it does not know (any more)."""
+    try:
+        address = getattr(sock, method)()
+    except (OSError, AttributeError):
+        return None
+    return address[:2] if isinstance(address, tuple) else address
+
+
+def format_addresses(ws):
+    """Return the addresses of both ends of *ws*, for a log line."""
+    ends = [('%s:%s' % end if isinstance(end, tuple) and len(end) == 2 else quote(end) if end else '?')
+            for end in (ws.local_address, ws.peer_address)]
+    return '[Local => %s | Remote => %s]' % tuple(ends)
 
 
 class Transport:
@@ -1940,12 +1916,18 @@ class Transport:
     _fd = -1
     _events = READ          # what the loop waits for
     _real = _tls = False
+    _at_end = False         # the peer has ended its side
     _unread = b''           # what came with the handshake
     _chunk = None           # what the kernel took in part, a memoryview: TLS must be offered the same bytes again
     _queued = 0             # bytes in _out and _chunk
+    _enqueued = 0           # bytes ever queued
+    _corked = None          # the thread that dispatches: what it sends leaves together, at the end
+    _inbox = None           # only blocking connections have one
+    _local = _peer = None
     _stalled = None         # monotonic time since when the kernel takes nothing
     _alive = False          # some bytes came since this was cleared
-    _half_closing = False   # shut down for writing when all is written
+    _more = False           # there is something to do when all is written
+    _half_closing = False   # shut down for writing, then
     _mute = False           # a write failed: there is no other end
     _dead = False           # given up: the next turn ends it
     _ended = False          # the descriptor is closed
@@ -1963,6 +1945,22 @@ class Transport:
             self._fd = sock.fileno()
             sock.setblocking(False)
 
+    @property
+    def local_address(self):
+        """Our address, (host, port), or the path of a unix socket; None once it is unknown."""
+        if self._local is None and self.sock is not None:
+            self._local = _address(self.sock, 'getsockname')
+        return self._local
+
+    @property
+    def peer_address(self):
+        """The peer's address, (host, port), or the path of a unix socket; None once it is unknown."""
+        if self._peer is None and self.sock is not None:
+            self._peer = _address(self.sock, 'getpeername')
+        return self._peer
+
+    remote_address = peer_address
+
     def _read(self):
         """Return what has arrived (bytes), b'' at the end, or None if there is nothing now. Raise OSError."""
         if self._unread:
@@ -1973,7 +1971,7 @@ class Transport:
                 data = self._read_tls()
         else:
             try:
-                data = self.sock.recv(self.reading_buffer_size)
+                data = self.sock.recv(self.reading_buffer_size) if self.sock is not None else b''
             except (BlockingIOError, InterruptedError):
                 return None
         if data.__class__ is not bytes:
@@ -1981,11 +1979,15 @@ class Transport:
                 raise TypeError('recv() of %s returned %s, not bytes'
                                 % (type(self.sock).__name__, type(data).__name__))
             return None if data is None else bytes(data)
+        if not data:
+            self._at_end = True
         self._alive = True
         return data
 
     def _read_tls(self):
         """Read all records that are there, up to 64 KiB: no poller sees those that OpenSSL has read already."""
+        if self._at_end:
+            return b''
         pieces, size = [], 0
         ssl = sys.modules['ssl']
         while size < READ_SIZE:
@@ -1998,32 +2000,42 @@ class Transport:
                     raise
                 piece = b''
             if not piece:
-                break           # with pieces in hand: the next read says it again
+                self._at_end = True     # with pieces in hand the next read says it: nothing else would
+                break
             pieces.append(piece)
             size += len(piece)
         return b''.join(pieces)
 
     def _hidden_input(self):
         """Tell whether there is input that no poller sees."""
-        return bool(self._unread or self._tls and self.sock is not None and self.sock.pending())
+        return bool(self._unread or self._tls and (self._at_end or self.sock is not None and self.sock.pending()))
 
     def _transmit(self, data):
-        """Queue *data* (bytes) and write what can be written. The lock is held."""
+        """Queue *data* and write what can be written, or let it wait for the end of the callback. The lock is held."""
         if not self._real:
             self.sock.sendall(data)
-            return
-        if self._mute:
-            return
-        self._out.append(data)
-        self._queued += len(data)
-        self._flush()
+        elif not self._mute:
+            before = self._queued
+            self._out.append(data)
+            self._queued = before + len(data)
+            self._enqueued += len(data)
+            if before > WRITE_HARD and self._inbox is None:
+                self._drop()
+            elif self._corked is None or self._queued > WRITE_SOFT or self._corked != threading.get_ident():
+                self._flush()
+
+    def _drop(self):
+        """The peer does not read, and more waits for it than may, or for too long: 1013."""
+        default_logger().info('%s: dropped, %d bytes wait for a peer that does not read',
+                              format_addresses(self), self._queued)
+        self._abort()
 
     def _flush(self):
         """Write what waits, as much as the kernel takes. The lock is held. The one place that writes to a socket."""
         out, chunk = self._out, self._chunk
         while out or chunk is not None:
             if chunk is None:
-                chunk = self._next_chunk()
+                chunk = out.pop() if len(out) == 1 else self._next_chunk()
             try:
                 sent = self.sock.send(chunk[:16384] if self._tls else chunk)
             except (BlockingIOError, InterruptedError):
@@ -2043,25 +2055,25 @@ class Transport:
             self._blocked()
         elif self._events != READ:
             self._unblocked()
-        if self._half_closing and chunk is None:
+        if self._more and chunk is None:
+            self._write_more()
+
+    def _write_more(self):
+        """All is written, and ``_more`` says that this is not the end of it."""
+        self._more = False
+        if self._half_closing:
             self._half_close()
 
     def _next_chunk(self):
         """Take what to write next: large pieces alone, without a copy, small ones joined."""
         out = self._out
-        if len(out) == 1 or len(out[0]) >= READ_SIZE:
-            return out.pop(0)
-        if self._queued <= WRITE_HARD:
-            data = b''.join(out)
-            del out[:]
-            return data
         size = count = 0
-        while count < len(out) and size < READ_SIZE:
+        while count < len(out) and (not count or size + len(out[count]) <= READ_SIZE):
             size += len(out[count])
             count += 1
-        data = b''.join(out[:count])
+        chunk = out[0] if count == 1 else b''.join(out[:count])
         del out[:count]
-        return data
+        return chunk
 
     def _blocked(self):
         """The kernel takes no more for now: have somebody wait for it."""
@@ -2111,7 +2123,7 @@ class Transport:
 
     def _abort(self):
         """Cut the connection now: wakes whoever waits for the socket. Any thread may call it."""
-        self._dead = True
+        self._dead = self._mute = True
         self._due = FOREVER
         try:
             if self._real and self.sock is not None:
@@ -2141,7 +2153,8 @@ class Transport:
         if sock is None:
             return
         try:
-            sock.shutdown(socket.SHUT_RDWR)     # close() alone wakes nobody, and sends no FIN while a fork lives
+            if not self._at_end or self._queued:
+                sock.shutdown(socket.SHUT_RDWR)     # close() alone wakes nobody, and sends no FIN while a fork lives
         except Exception:       # a mock may raise anything, and a socket is often down already
             pass
         finally:
@@ -2155,6 +2168,7 @@ class Loop:
     at which ``_tick(now)`` wants to be called. No lock is held while an entry has its turn.
     """
     _shared = ()            # a manager's broadcasts of this turn
+    _released = False
 
     def __init__(self, poller=None):
         self.poller = default_poller() if poller is None else poller
@@ -2188,8 +2202,14 @@ class Loop:
     def enter(self, entry, fd, events=READ):
         """Serve *entry*, whose descriptor is *fd*."""
         with self._guard:
-            self._entries[fd] = entry
-            if self._smart:
+            if self._released:
+                raise RuntimeError('this loop has ended')
+            before, self._entries[fd] = self._entries.get(fd), entry
+            if isinstance(before, Transport) and before.sock is entry.sock and before._events == events:
+                pass        # it takes the place of its opening handshake: two epoll_ctl less, 10 us each
+            elif self._smart:
+                if before is not None:      # its socket was closed behind our back
+                    self.poller.unregister(fd)
                 self.poller.register(fd, events)
             else:
                 self.poller.register(fd)
@@ -2206,7 +2226,7 @@ class Loop:
     def watch(self, entry, events):
         """Wait for other *events* on behalf of *entry*; any thread may call it."""
         with self._guard:
-            if self._smart and self._entries.get(entry._fd) is entry:
+            if self._smart and not self._released and self._entries.get(entry._fd) is entry:
                 self.poller.modify(entry._fd, events)
         if not getattr(self.poller, 'live', False) and threading.get_ident() != self._thread_id:
             self.wake()
@@ -2222,27 +2242,29 @@ class Loop:
 
     def go_round(self):
         """Wait, and give everything that is ready its turn."""
+        timeout = self._next - time.monotonic()
+        if timeout <= 0:
+            self._run_clocks(time.monotonic())
+            timeout = 0
         if self._again:
             timeout = 0
-        else:
-            timeout = min(max(0, self._next - time.monotonic()), 3600)
-        for fd in self.poller.poll(timeout) if self._smart else self.poller.poll():
+        for fd in self.poller.poll(timeout if timeout < 3600 else 3600) if self._smart else self.poller.poll():
             entry = self._entries.get(fd)
             if entry is not None:
                 self._serve(entry, fd)
             elif self._wakers and fd == self._wakers[0].fileno():
                 self._wakers[0].recv(4096)
-        for _ in range(len(self._again)):
-            entry = self._again.popleft()
-            if self._entries.get(entry._fd) is entry:
-                self._serve(entry, entry._fd)
+        if self._again:
+            for _ in range(len(self._again)):
+                entry = self._again.popleft()
+                if self._entries.get(entry._fd) is entry:
+                    self._serve(entry, entry._fd)
         if not self._smart:
             for entry in list(self._entries.values()):
                 if isinstance(entry, Transport):
                     entry.flush()
-        now = time.monotonic()
-        if now >= self._next:
-            self._run_clocks(now)
+        if self._shared:
+            self._share()
 
     def _serve(self, entry, fd):
         raise NotImplementedError
@@ -2253,7 +2275,11 @@ class Loop:
         for entry in list(self._entries.values()):
             if isinstance(entry, Transport):
                 if entry._due <= now:
-                    entry._tick(now)
+                    try:
+                        entry._tick(now)
+                    except Exception:       # one bad entry must not end the loop
+                        default_logger().error('exception in a clock', exc_info=True)
+                        entry._abort()
                 if entry._due < earliest:
                     earliest = entry._due
         with self._guard:
@@ -2261,6 +2287,8 @@ class Loop:
 
     def release(self):
         """Close what the loop itself has open."""
+        with self._guard:
+            self._released = True
         self.poller.release()
         for end in self._wakers or ():
             end.close()
@@ -2276,7 +2304,10 @@ class Inbox:
     def __init__(self, high, low):
         self.high = high
         self.low = low
+        self.poll = None                        # for the one descriptor, kept: 0.4 us to make and register
         self.messages = deque()
+        self.full = False                       # it was, and low is not reached again
+        self.raw = None                         # whether recv_frame() is used or recv(), once one was
         self.receiving = threading.Lock()       # held by recv(): two at once are an error
         self.reader = threading.Lock()
         self.waiters = []
@@ -2386,12 +2417,9 @@ class WebSocket(Transport):
     latency = 0.0                       # seconds of the last measured round trip
     dropped = 0                         # keyed messages that newer ones replaced before they were sent
 
-    _local = _peer = None
     _logger = None
-    _inbox = None                       # only blocking connections have one
     _connecting = False
     _opened = False
-    _corked = None                      # the thread that dispatches: its sends leave together, at the end
     _failed = False                     # by us: input is only drained
     _sent_close = None                  # (code, reason) of our close frame
     _closed_called = False
@@ -2402,8 +2430,8 @@ class WebSocket(Transport):
     _pings = None                       # unanswered pings: OrderedDict of payload → PongWaiter
     _waiting_pong = None                # the newest, while output is stuck
     _latest = None                      # a Latest, once something was sent with a key
+    _waits = False                      # a blocking sender is about to wait until most is written
     _marks = None                       # if sent() is overridden: (bytes queued up to its end, message)
-    _enqueued = 0                       # bytes ever queued, for the marks
     _turn_owner = None                  # the thread that sends a fragmented message
     _turn_free = None                   # a condition on the lock, made by the first of them
 
@@ -2437,7 +2465,7 @@ class WebSocket(Transport):
         """A *pong* (PongControlMessage) has come."""
 
     def sent(self, message):
-        """*message*, as it was given to send(), has left: the kernel has all of it. Callback-driven connections only."""
+        """*message*, as given to send(), has left: the kernel has all of it. Callback-driven connections only."""
 
     def unhandled_error(self, error):
         """A socket or OS error has ended the connection; called before ``closed``. Logs it."""
@@ -2474,22 +2502,6 @@ class WebSocket(Transport):
         return State.CLOSING if self.client_terminated or self.server_terminated else State.OPEN
 
     @property
-    def local_address(self):
-        """Our address, (host, port), or the path of a unix socket; None once it is unknown."""
-        if self._local is None and self.sock is not None:
-            self._local = _address(self.sock, 'getsockname')
-        return self._local
-
-    @property
-    def peer_address(self):
-        """The peer's address, (host, port), or the path of a unix socket; None once it is unknown."""
-        if self._peer is None and self.sock is not None:
-            self._peer = _address(self.sock, 'getpeername')
-        return self._peer
-
-    remote_address = peer_address
-
-    @property
     def buffered_amount(self):
         """Bytes that were sent but not yet taken by the kernel."""
         return self._queued
@@ -2504,33 +2516,45 @@ class WebSocket(Transport):
         """Send *message*: str as text, bytes-like as binary; an iterable of either as fragments; or a Message.
 
         *binary* or *text* (bool) decide instead of the type: bytes sent as text must be UTF-8 (ValueError). Whole
-        messages of several threads never mix. With a *key*, the latest value wins: while the peer is slower than we are, a
-        newer message replaces the one of the same key that waits, and nothing blocks. Without, it leaves at once, or at the end of the callback it is called from; a
-        blocking connection waits while more than 64 KiB are unsent. ConnectionClosed if the connection is closed,
-        TypeError for what cannot be sent; an iterable that raises or mixes types fails the connection with 1011.
+        messages of several threads never mix. One leaves at once, or at the end of the callback that sent it; a
+        blocking connection waits while more than 64 KiB are unsent. With a *key*, the latest value wins: while the
+        peer is slower than we are, a newer message replaces the one of the same key that waits, and nothing blocks.
+
+        ConnectionClosed if the connection is closed, TypeError for what cannot be sent; an iterable that raises or
+        mixes types fails the connection with 1011.
         """
-        if key is not None:
-            self._send_latest(key, _sendable(message, _as_binary(binary, text)))
-            return
-        if message.__class__ is str and binary is None and text is None:
+        if text is not None:
+            binary = _as_binary(binary, text)
+        if message.__class__ is str and not binary:
             opcode, data = OPCODE_TEXT, message.encode()
-        elif message.__class__ is bytes and binary is None and text is None:
+        elif message.__class__ is bytes:
             opcode, data = OPCODE_BINARY, message
+            if binary is False:
+                opcode = OPCODE_TEXT
+                message.decode()
         else:
-            opcode, data = _sendable(message, _as_binary(binary, text))
-            if opcode is None:
-                self._send_fragments(data, _as_binary(binary, text))
+            opcode, data = _sendable(message, binary)
+            if opcode is None and key is None:
+                self._send_fragments(data, binary)
                 return
+        if key is not None:
+            self._send_latest(key, (opcode, data))
+            return
         if self._loop is not None and self._loop._shared:
             self._loop._share()         # what was broadcast before this message arrives before it
         with self._lock:
-            self._check_open()
-            self._transmit(self.stream.encode(opcode, data))
+            if (self.server_terminated or self._mute or self._turn_owner is not None or self._connecting
+                    or self.sock is None):
+                self._check_open()
+            if len(data) > WRITE_SOFT:
+                self._transmit_large(opcode, data)
+            else:
+                self._transmit(self.stream.encode(opcode, data))
             if self._marks is not None:
                 self._marks.append((self._enqueued, message))
         if self._queued > WRITE_SOFT:
             self._await_written()
-        if self._marks and self._corked is None:
+        if self._marks is not None and self._corked is None:
             self._report_sent()
 
     def _send_latest(self, key, sendable, frame=None):
@@ -2546,12 +2570,16 @@ class WebSocket(Transport):
                 self.dropped += 1
             latest.waiting[key] = sendable, frame
             self._release_latest()
-        if self._inbox is not None and len(latest.flight) >= WINDOW:
+            if latest.waiting and latest.due < self._due:
+                self._set_due()
+        if self._inbox is not None and len(latest.flight) >= WINDOW and self._loop is not None:
             self._loop.watch(self, READ)        # for the pongs that open the window
 
     def _release_latest(self):
         """Send keyed messages that wait, as far as the window allows. The lock is held."""
         latest = self._latest
+        if self._chunk is not None:
+            self._more = True
         if not latest.waiting or len(latest.flight) >= WINDOW or self._chunk is not None or self.server_terminated:
             return
         corked, self._corked = self._corked, threading.get_ident()
@@ -2619,14 +2647,16 @@ class WebSocket(Transport):
         with self._lock:
             if self._connecting:
                 self._abort()
-            else:
+            elif not self.server_terminated:
                 self._send_close(code, reason)
+                if self.client_terminated:      # by a close frame that recv_frame() gave to the user
+                    self._end_tcp()
         if self._inbox is not None and not self._inbox.calling:
             self._await_end()
 
     def _check_open(self, data=True):
         """Raise ConnectionClosed unless something, *data* for instance, may be sent. The lock is held."""
-        if self.server_terminated or self._ended or self._mute or self.sock is None:
+        if self.server_terminated or self._mute or self.sock is None:
             raise self._connection_closed()
         if self._connecting:
             raise ConcurrencyError('the opening handshake is not complete')
@@ -2660,13 +2690,20 @@ class WebSocket(Transport):
                 self._turn_free = threading.Condition(self._lock)
             self._turn_owner = threading.get_ident()
         opcode = None
+        utf8 = Utf8Validator() if binary is False else None     # a character may be cut between two fragments of bytes
         try:
             for chunk in chunks:
-                kind, data = _sendable(chunk, binary)
+                kind, data = _sendable(chunk, None if utf8 and not isinstance(chunk, str) else binary)
+                if utf8 and kind == OPCODE_BINARY:
+                    kind = OPCODE_TEXT
                 if kind is None or opcode not in (None, kind):
                     raise TypeError('the fragments of a message are all str or all bytes')
+                if utf8 and not utf8.validate(data)[0]:
+                    raise ValueError('text is not UTF-8')
                 self._send_fragment(kind if opcode is None else OPCODE_CONTINUATION, data, False)
                 opcode = kind
+            if utf8 and utf8.state:
+                raise ValueError('text ends inside a character')
             if opcode is not None:
                 self._send_fragment(OPCODE_CONTINUATION, b'', True)
         except ConnectionClosed:
@@ -2687,36 +2724,33 @@ class WebSocket(Transport):
         if self._queued > WRITE_SOFT:
             self._await_written()
 
-    def _transmit(self, data):
-        """Queue a frame and write it, or let it wait for the end of the callback. The lock is held."""
-        if not self._real:
-            self.sock.sendall(data)
-            return
-        if self._mute:
-            return
-        before = self._queued
-        self._out.append(data)
-        self._queued = before + len(data)
-        if self._marks is not None:
-            self._enqueued += len(data)
-        if before > WRITE_HARD and self._inbox is None:
-            self._drop()
-        elif self._corked is None or self._queued > WRITE_SOFT or self._corked != threading.get_ident():
-            self._flush()
+    def _transmit_large(self, opcode, data):
+        """Send a large message: without joining it to its header, if it can leave as it is. The lock is held."""
+        self._waits = self._inbox is not None
+        if self._real and self.stream.sharing == () and not self._mute:
+            head = pack_frame_head(0x80 | opcode, len(data))
+            self._out.append(head)
+            self._queued += len(head)
+            self._enqueued += len(head)
+            self._transmit(data)
+        else:
+            self._transmit(self.stream.encode(opcode, data))
+        self._waits = False
 
-    def _drop(self):
-        """The peer does not read, and more waits for it than may: 1013."""
-        self.logger.info('%s: dropped, %d bytes wait for a peer that does not read',
-                         format_addresses(self), self._queued)
-        self._abort()
+    def _blocked(self):
+        if not self._waits:         # else the sender waits itself, and the keeper would only wake for nothing
+            Transport._blocked(self)
+        elif self._stalled is None:
+            self._stalled = time.monotonic()
+            self._set_due()
 
-    def _flush(self):
-        Transport._flush(self)
-        if self._latest is not None and self._latest.waiting:
-            self._release_latest()
-        if self._waiting_pong is not None and not self._queued and not self.server_terminated:
+    def _write_more(self):
+        if self._waiting_pong is not None and not self.server_terminated:
             data, self._waiting_pong = self._waiting_pong, None
             self._transmit(self.stream.encode(OPCODE_PONG, data))
+        Transport._write_more(self)
+        if self._latest is not None and self._latest.waiting:
+            self._release_latest()
 
     def _await_written(self):
         """Wait until few enough bytes are unsent: the caller is a blocking sender, or nobody else would write."""
@@ -2726,7 +2760,8 @@ class WebSocket(Transport):
             if self._loop is None and self._stalled is not None:
                 if time.monotonic() > self._stalled + WRITE_TIMEOUT:
                     self._drop()
-            self._wait(WRITE, TURN)
+            if not self._wait(WRITE, TURN) and self._inbox is not None and self._loop is not None:
+                self._loop.watch(self, READ)    # the peer may wait for us to read, and somebody must answer its pings
             self.flush()
         if self._dead or self._ended or self._mute:
             raise self._connection_closed()
@@ -2765,27 +2800,31 @@ class WebSocket(Transport):
     def _dispatch(self, events):
         """Hand *events* over, with a cork in the output; the replies of a batch leave in one send."""
         self._corked = threading.get_ident()
+        events = iter(events)
         try:
             while True:
-                for event in events:
-                    if event.__class__ is TextMessage or event.__class__ is BinaryMessage:
-                        self.received_message(event)
-                        if self._failed:
-                            break
-                    else:
-                        self._control(event)
+                try:
+                    for event in events:
+                        if event.__class__ is TextMessage or event.__class__ is BinaryMessage:
+                            self.received_message(event)
+                            if self._failed:
+                                break
+                        else:
+                            self._control(event)
+                except ConnectionClosed:        # it wanted to answer, and we are closing: go on with the rest
+                    continue
                 if self.stream is None or not self.stream.paused or self._failed:
                     break
                 if self._loop is not None:
                     self._loop.again(self)
                     break
-                events = self.stream.receive()
+                events = iter(self.stream.receive())
         except Exception:
             self._callback_failed()
         finally:
-            with self._lock:
-                self._corked = None
-                if self._queued:
+            self._corked = None
+            if self._queued:
+                with self._lock:
                     self._flush()
             if self._marks:
                 self._report_sent()
@@ -2797,6 +2836,8 @@ class WebSocket(Transport):
         """Call a user's *callback* outside the dispatch of messages."""
         try:
             callback(*args)
+        except ConnectionClosed:
+            pass
         except Exception:
             self._callback_failed()
 
@@ -2820,17 +2861,18 @@ class WebSocket(Transport):
 
     def _later(self, callback, *args):
         """Call a user's *callback*: now, or on a blocking connection when its handler's thread calls us next."""
-        if self._inbox is None:
+        inbox = self._inbox
+        if inbox is None:
             callback(*args)
-        else:
-            self._inbox.calls.append((callback, args))
+        elif len(inbox.calls) < MAX_QUEUE:      # a handler that never calls us must not make them pile up
+            inbox.calls.append((callback, args))
 
     def _answer(self, ping):
         with self._lock:
             if self.server_terminated or self.sock is None:
                 return
             if self._chunk is not None:         # output is stuck: only the newest pong waits (5.5.3)
-                self._waiting_pong = ping.data
+                self._waiting_pong, self._more = ping.data, True
             else:
                 self._transmit(self.stream.encode(OPCODE_PONG, ping.data))
 
@@ -2880,7 +2922,7 @@ class WebSocket(Transport):
     def _end_tcp(self):
         """The closing handshake is done, or pointless: a server ends TCP first, a client waits for that (7.1.1)."""
         if self._failed or self.stream.expect_masking:
-            self._half_closing = True
+            self._half_closing = self._more = True
             if not self._queued and self.sock is not None:
                 self._half_close()
         self._set_due()
@@ -2979,13 +3021,13 @@ class WebSocket(Transport):
                 return not self._dead
             if self._queued:
                 self.flush()
+                if self._queued > WRITE_SOFT:
+                    return True     # who does not take our replies is not read
             if self._marks:
                 self._report_sent()
             if self._dead or self.sock is None:
                 return False
-            if self._queued > WRITE_SOFT:
-                return True         # who does not take our replies is not read
-            if self.stream is not None and self.stream.paused and not self._unread:
+            if self.stream is not None and self.stream.paused:
                 return self._dispatch(self.stream.receive())
             data = self._read()
         except (OSError, TypeError) as error:
@@ -2994,7 +3036,7 @@ class WebSocket(Transport):
         if data is None:
             return True
         more = self.process(data)
-        if more and self._loop is not None and self._hidden_input():
+        if self._tls and more and self._loop is not None and self._hidden_input():
             self._loop.again(self)
         return more
 
@@ -3032,6 +3074,9 @@ class WebSocket(Transport):
                 self.close_code = 1006 if closing is None else closing.code
                 self.close_reason = '' if closing is None else str(closing.reason, 'utf-8', 'replace')
             self.client_terminated = self.server_terminated = True
+        if self._inbox is not None and not self._ended:     # whoever reads it must let go of the socket first
+            self._abort()
+            self._pump_until(lambda: self._ended, DRAIN_TIMEOUT)
         try:
             if closing is None:
                 self.closed(self.close_code, b'Going away')
@@ -3077,6 +3122,9 @@ class WebSocket(Transport):
         high, low = self.max_queue if isinstance(self.max_queue, tuple) else (self.max_queue, None)
         high = UNLIMITED if high is None else high
         self._inbox = Inbox(high, high // 4 if low is None else low)
+        if self._real and hasattr(select, 'poll'):
+            self._inbox.poll = select.poll()
+            self._inbox.poll.register(self._fd, select.POLLIN)
         self.stream.plain = True
         self._begin(loop)
         loop.look_after(self)
@@ -3107,6 +3155,8 @@ class WebSocket(Transport):
             if frame.opcode == OPCODE_CLOSE:
                 self.server_terminated = True
                 self._sent_close = (1005 if len(frame.body) < 2 else struct.unpack('!H', frame.body[:2])[0]), ''
+                if self.client_terminated:
+                    self._end_tcp()
 
     def recv_streaming(self, decode=None):
         """Yield the next message as it arrives, a fragment at a time: str or bytes, see recv().
@@ -3167,7 +3217,7 @@ class WebSocket(Transport):
         return message.encode() if message.__class__ is str else message
 
     def __iter__(self):
-        """Yield messages until the connection is closed with 1000, 1001 or no code; else raise ConnectionClosedError."""
+        """Yield messages until the connection is closed with 1000, 1001 or no code; else ConnectionClosedError."""
         try:
             while True:
                 yield self.recv()
@@ -3184,7 +3234,7 @@ class WebSocket(Transport):
             self.close(1011 if issubclass(kind, Exception) else 1001)
 
     def _take_inbox(self, raw=False):
-        """Return the inbox, ours until ``receiving`` is released. For frames, a plain connection becomes a blocking one."""
+        """Return the inbox, ours until ``receiving`` is released. *raw*: a plain connection becomes a blocking one."""
         if raw and self._inbox is None and not self._opened and self.sock is not None and not self._connecting:
             self._block(keeper())
         inbox = self._inbox
@@ -3192,14 +3242,17 @@ class WebSocket(Transport):
             raise ConcurrencyError('recv() is for blocking connections, of serve(function), accept() and connect()')
         if not inbox.receiving.acquire(False):
             raise ConcurrencyError('another thread is receiving')
-        stream = self.stream
-        if stream is not None and stream.raw is not raw:
-            if stream.raw or inbox.messages:
+        if inbox.raw is not raw:
+            if inbox.raw is not None:
                 inbox.receiving.release()
                 raise ConcurrencyError('recv() and recv_frame() do not go together')
-            with inbox.reader:
-                stream.raw, self._ping_due = True, None
-            inbox.hand_over()
+            inbox.raw = raw
+            if raw and self.stream is not None:
+                with inbox.reader:
+                    self.stream.raw, self._ping_due = True, None
+                    for _ in range(len(inbox.messages)):        # the keeper may have been faster
+                        inbox.messages.extend(_as_frames(inbox.messages.popleft()))
+                inbox.hand_over()
         return inbox
 
     def _next_message(self, inbox, timeout):
@@ -3244,14 +3297,17 @@ class WebSocket(Transport):
         inbox = self._inbox
         inbox.attended = True
         if inbox.verdict is not None and not inbox.messages:
-            event, inbox.verdict = inbox.verdict, None
-            self._control(event)
+            self._conclude()
         if self._dead:
             return self._finish()
         if self.stream.paused:
-            return self._queue(self.stream.receive(b'', max(1, self._room())))
-        if not self._hidden_input() and not self._wait(READ, timeout):
-            return
+            return self._take_in(b'')
+        if not self._hidden_input():
+            if inbox.poll is None:
+                if not self._wait(READ, timeout):
+                    return
+            elif not inbox.poll.poll(None if timeout is None else timeout * 1000 if timeout > 0 else 0):
+                return
         if self._queued:
             self.flush()
         try:
@@ -3260,17 +3316,40 @@ class WebSocket(Transport):
             self.logger.info('%s: connection lost: %s', format_addresses(self), quote(str(error)))
             data = b''
         if data == b'' or self._dead:
+            self._conclude()
             self._finish()
         elif data is not None and not self._failed and not self.client_terminated:
-            self._queue(self.stream.receive(data, max(1, self._room())))
+            self._take_in(data)
+
+    def _conclude(self):
+        """Let what stands behind the queued messages take effect. The caller has the reader's role."""
+        event, self._inbox.verdict = self._inbox.verdict, None
+        if event is not None and not self._ended:
+            self._control(event)
 
     def _room(self):
         """Return how many more messages may be queued. Their bytes count too: two messages of the largest size."""
         inbox = self._inbox
-        room = inbox.high - len(inbox.messages)
-        if room > 0 and inbox.messages and sum(map(len, list(inbox.messages))) > 2 * self.stream.max_size:
+        count = len(inbox.messages)
+        inbox.full = count >= inbox.high or inbox.full and count > inbox.low
+        if inbox.full or count and sum(map(len, list(inbox.messages))) > 2 * self.stream.max_size:
             return 0
-        return room
+        return inbox.high - count
+
+    def _take_in(self, data):
+        """Parse *data*, and go on while there is room; the answers to control frames leave in one send."""
+        inbox, stream = self._inbox, self.stream
+        self._corked = threading.get_ident()
+        try:
+            while True:
+                self._queue(stream.receive(data, max(1, inbox.high - len(inbox.messages))))
+                data = b''
+                if not stream.paused or self._room() <= 0:
+                    break
+        finally:
+            self._corked = None
+            if self._queued:
+                self.flush()
 
     def _queue(self, events):
         inbox = self._inbox
@@ -3279,6 +3358,10 @@ class WebSocket(Transport):
             if kind is str or kind is bytes or kind is Fragments or kind is Frame:
                 if not self.server_terminated or len(inbox.messages) < inbox.high:
                     inbox.messages.append(event)
+                if kind is Frame and event.opcode == OPCODE_CLOSE:
+                    message = parse_close(event.body)
+                    self.stream.closing, self.client_terminated = message, True
+                    self.close_code, self.close_reason = message.code, str(message.reason, 'utf-8')
             elif inbox.messages and (isinstance(event, WebSocketException) or event.opcode == OPCODE_CLOSE):
                 inbox.verdict = event       # takes effect when what came before it is answered
             else:
@@ -3288,14 +3371,9 @@ class WebSocket(Transport):
         """Wait for the end of the closing handshake and of TCP; cut it when they take too long."""
         inbox = self._inbox
         if inbox.verdict is not None:
-            inbox.reader.acquire()
-            try:
-                verdict, inbox.verdict = inbox.verdict, None
-                if verdict is not None:
-                    self._control(verdict)
-            finally:
-                inbox.reader.release()
-                inbox.hand_over()
+            with inbox.reader:
+                self._conclude()
+            inbox.hand_over()
         timeout = None if self.close_timeout is None else self.close_timeout + DRAIN_TIMEOUT
         if not self._pump_until(lambda: self._ended, timeout):
             self._abort()
@@ -3336,12 +3414,13 @@ class WebSocket(Transport):
         if not inbox.reader.acquire(False):
             return WRITE if self._queued else 0
         try:
-            if inbox.verdict is not None and inbox.absent:
-                event, inbox.verdict = inbox.verdict, None
-                self._control(event)
+            if inbox.absent:
+                self._conclude()
             room = self._room() > 0 or self.server_terminated
             if not self._ended and (room or self._dead):
                 self._pump()
+                if not self._ended and room and (self.stream.paused or self._hidden_input()):
+                    self._loop.again(self)
             inbox.attended = False
         finally:
             inbox.reader.release()
@@ -3349,13 +3428,13 @@ class WebSocket(Transport):
         return (READ if room and inbox.verdict is None else 0) | (WRITE if self._queued else 0)
 
 
-def _address(sock, method):
-    """Return what the *method* of *sock* says, cut to (host, port); None if it does not know (any more)."""
-    try:
-        address = getattr(sock, method)()
-    except (OSError, AttributeError):
-        return None
-    return address[:2] if isinstance(address, tuple) else address
+def _as_frames(message):
+    """Return a received *message* as the list of frames it could have come in."""
+    if not isinstance(message, Fragments):
+        message = Fragments(isinstance(message, str), _message_bytes(message), b'')
+    parts = list(message)
+    return [Frame((OPCODE_TEXT if message.text else OPCODE_BINARY) if index == 0 else OPCODE_CONTINUATION, part,
+                  fin=int(index == len(parts) - 1)) for index, part in enumerate(parts)]
 
 
 def _as_binary(binary, text):
@@ -3391,13 +3470,6 @@ def _control_data(data):
     return data
 
 
-def format_addresses(ws):
-    """Return the addresses of both ends of *ws*, for a log line."""
-    ends = [('%s:%s' % end if isinstance(end, tuple) and len(end) == 2 else quote(end) if end else '?')
-            for end in (ws.local_address, ws.peer_address)]
-    return '[Local => %s | Remote => %s]' % tuple(ends)
-
-
 class EchoWebSocket(WebSocket):
     """A websocket that sends every message back."""
 
@@ -3407,7 +3479,7 @@ class EchoWebSocket(WebSocket):
 
 
 class Heartbeat(threading.Thread):
-    """A thread that sends an unsolicited pong every *frequency* seconds until stopped, and ends the connection if that fails.
+    """A thread that sends an unsolicited pong every *frequency* seconds; it ends the connection when that fails.
 
     ``heartbeat_freq`` needs none of these: the clock of the connection serves it.
     """
@@ -3597,9 +3669,9 @@ def pair(client_class=WebSocket, server_class=WebSocket, subprotocol=None, exten
 class WebSocketManager(Loop, threading.Thread):
     """A thread that serves many websockets with one *poller* (None: the best of this system).
 
-    ``len()``, iteration and ``in`` know its websockets; add, remove, broadcast, close_all and stop may be called from any
-    thread. It calls each websocket's public ``once`` and, when that returns False, ``terminate``: they must not block,
-    or all the others wait. Objects that only look like a WebSocket are served too.
+    ``len()``, iteration and ``in`` know its websockets; add, remove, broadcast, close_all and stop may be called from
+    any thread. It calls each websocket's public ``once`` and, when that returns False, ``terminate``: they must not
+    block, or all the others wait. Objects that only look like a WebSocket are served too.
     """
 
     def __init__(self, poller=None):
@@ -3607,9 +3679,9 @@ class WebSocketManager(Loop, threading.Thread):
         Loop.__init__(self, poller)
         self.running = False
         self._stopping = False
-        self._shared = []           # messages of this turn for everybody: (opcode, payload)
+        self._shared = []           # frames of this turn for everybody: (opcode, payload, fin)
         self._shared_size = 0
-        self._dispatching = False
+        self._on_stop = None        # called in the thread when stop() was
 
     @property
     def websockets(self):
@@ -3624,7 +3696,7 @@ class WebSocketManager(Loop, threading.Thread):
         return iter(self.websockets)
 
     def __contains__(self, websocket):
-        return websocket in self.websockets
+        return websocket in list(self._entries.values())
 
     def start(self):
         """Start the thread; ``running`` is true at once."""
@@ -3633,13 +3705,13 @@ class WebSocketManager(Loop, threading.Thread):
 
     def add(self, websocket):
         """Call the *websocket*'s opened(), and serve it from now on. ConcurrencyError if somebody else reads it."""
-        if websocket in self:
+        fd = websocket.sock.fileno()
+        if self._entries.get(fd) is websocket:
             return
         ours = isinstance(websocket, WebSocket)
         if ours and (websocket._inbox is not None or websocket._loop is not None):
             raise ConcurrencyError('this connection is read by somebody else')
         self._share()
-        fd = websocket.sock.fileno()
         if not ours:
             websocket.opened()
             self.enter(websocket, fd)
@@ -3667,12 +3739,10 @@ class WebSocketManager(Loop, threading.Thread):
 
         It is encoded once. In the manager's own thread it leaves at the end of the turn, together with others.
         """
-        sendable = _sendable(message, binary)
-        if sendable[0] is None:
-            raise TypeError('a broadcast message is str or bytes, not an iterable')
-        if key is None and not exclude and self._dispatching and threading.get_ident() == self._thread_id:
-            self._shared.append(sendable)
-            self._shared_size += len(sendable[1])
+        frames = shared_frames(message, binary, key)
+        if key is None and not exclude and threading.get_ident() == self._thread_id:
+            self._shared += frames
+            self._shared_size += sum(len(data) for _, data, _ in frames)
             if self._shared_size > WRITE_SOFT:
                 self._share()
             return
@@ -3680,15 +3750,15 @@ class WebSocketManager(Loop, threading.Thread):
         encoded = {}
         for websocket in self.websockets:
             if websocket not in exclude:
-                _send_shared(websocket, [sendable], encoded, key)
+                send_shared(websocket, frames, encoded, key)
 
     def _share(self):
-        """Send what was broadcast in this turn: joined once for everybody (1.15 times a raw loop; each for himself: 1.5)."""
+        """Send what was broadcast in this turn: joined once for all (1.15 times a raw loop; each for himself: 1.5)."""
         if self._shared and threading.get_ident() == self._thread_id:
-            messages, self._shared, self._shared_size = self._shared, [], 0
+            frames, self._shared, self._shared_size = self._shared, [], 0
             encoded = {}
             for websocket in self.websockets:
-                _send_shared(websocket, messages, encoded)
+                send_shared(websocket, frames, encoded)
 
     def close_all(self, code=1001, message='Server is shutting down'):
         """Begin the closing handshake with everybody; does not wait for them."""
@@ -3717,19 +3787,9 @@ class WebSocketManager(Loop, threading.Thread):
         finally:
             self._end()
 
-    def go_round(self):
-        """Wait, and give everything that is ready its turn."""
-        self._dispatching = True
-        try:
-            Loop.go_round(self)
-        finally:
-            self._dispatching = False
-            self._share()
-
     def _serve(self, entry, fd):
-        foreign = not isinstance(entry, Transport)
         try:
-            alive = not (foreign and entry.terminated) and entry.once()
+            alive = entry.once()
         except Exception:
             default_logger().error('exception in once()', exc_info=True)
             alive = False
@@ -3742,6 +3802,8 @@ class WebSocketManager(Loop, threading.Thread):
                 default_logger().error('exception in terminate()', exc_info=True)
 
     def _finish_handshakes(self):
+        if self._on_stop is not None:
+            self._on_stop()
         self.close_all()
         timeouts = [getattr(websocket, 'close_timeout', None) for websocket in self.websockets]
         deadline = time.monotonic() + max([timeout for timeout in timeouts if timeout.__class__ in (int, float)] or [0])
@@ -3761,32 +3823,47 @@ class WebSocketManager(Loop, threading.Thread):
         self.release()
 
 
-def _send_shared(websocket, messages, encoded, key=None):
-    """Send broadcast *messages*, [(opcode, payload)], to one peer; *encoded* keeps their frames for those like it."""
+def shared_frames(message, binary=None, key=None):
+    """Return the frames of a broadcast *message*, [(opcode, payload, fin)]: one, or those of an iterable."""
+    opcode, data = _sendable(message, binary)
+    if opcode is not None:
+        return [(opcode, data, True)]
+    if key is not None:
+        raise TypeError('a message with a key is str or bytes, not an iterable')
+    parts = [_sendable(chunk, binary) for chunk in data]
+    if None in [opcode for opcode, _ in parts] or len({opcode for opcode, _ in parts}) > 1:
+        raise TypeError('the fragments of a message are all str or all bytes')
+    return [(opcode if index == 0 else OPCODE_CONTINUATION, data, index == len(parts) - 1)
+            for index, (opcode, data) in enumerate(parts)]
+
+
+def send_shared(websocket, frames, encoded, key=None):
+    """Send broadcast *frames* to one peer; *encoded* keeps them, encoded and joined, for those like it."""
     try:
         if not isinstance(websocket, WebSocket):
-            for opcode, data in messages:
+            for opcode, data, _ in frames:
                 websocket.send(data, opcode == OPCODE_BINARY)
             return
         stream = websocket.stream
         if stream is None:
             return
         sharing = stream.sharing
-        frames = encoded.get(sharing) if sharing is not None else None
-        if frames is None and (sharing is not None or key is None):
-            with websocket._lock:
-                frames = b''.join([stream.encode(opcode, data) for opcode, data in messages])
-                if sharing is None:
-                    websocket._check_open()
-                    websocket._transmit(frames)
-                    return
-            encoded[sharing] = frames
-        if key is not None:
-            websocket._send_latest(key, messages[0], frames)
+        joined = encoded.get(sharing) if sharing is not None else None
+        if key is not None and sharing is None:
+            websocket._send_latest(key, frames[0][:2])
             return
         with websocket._lock:
             websocket._check_open()
-            websocket._transmit(frames)
+            if joined is None:
+                joined = b''.join([stream.encode(opcode, data, fin) for opcode, data, fin in frames])
+                if sharing is not None:
+                    encoded[sharing] = joined
+            if key is not None:
+                websocket._send_latest(key, frames[0][:2], joined)
+            elif websocket._queued > WRITE_HARD:
+                websocket._drop()
+            else:
+                websocket._transmit(joined)
     except (WebSocketException, OSError) as error:
         default_logger().debug('broadcast: %s', quote(str(error)))
 
@@ -3799,65 +3876,53 @@ def _send_shared(websocket, messages, encoded, key=None):
 # not an upgrade gets one HTTP answer, and the connection ends.
 
 CONTENT_TYPES = {
-    'html': 'text/html; charset=utf-8', 'js': 'text/javascript; charset=utf-8', 'css': 'text/css; charset=utf-8',
-    'txt': 'text/plain; charset=utf-8', 'csv': 'text/csv; charset=utf-8', 'json': 'application/json',
+    'html': 'text/html', 'js': 'text/javascript', 'css': 'text/css', 'txt': 'text/plain', 'csv': 'text/csv',
+    'json': 'application/json', 'webmanifest': 'application/manifest+json', 'wasm': 'application/wasm',
     'svg': 'image/svg+xml', 'png': 'image/png', 'jpg': 'image/jpeg', 'gif': 'image/gif', 'ico': 'image/x-icon',
-    'webmanifest': 'application/manifest+json', 'wasm': 'application/wasm', 'woff2': 'font/woff2'}
-
-
-def content_type(name):
-    """Return the Content-Type of a file *name* or path, by its ending."""
-    return CONTENT_TYPES.get(name.rpartition('.')[2].lower(), 'application/octet-stream')
+    'woff2': 'font/woff2'}
 
 
 def match_route(pattern, path):
     """Return the {name} parts of *pattern* as a dict, decoded from *path*, or None if it does not match."""
     wanted, given = pattern.split('/'), path.split('/')
-    if len(wanted) != len(given):
-        return None
     args = {}
     for part, segment in zip(wanted, given):
         if part[:1] == '{' and part[-1:] == '}' and segment:
             args[part[1:-1]] = unquote(segment)
         elif part != segment:
             return None
-    return args
+    return args if len(wanted) == len(given) else None
 
 
-def read_page(root, path):
-    """Return (bytes, Content-Type) of the file *path* (decoded, below a URL) in the directory *root*; None if there is none.
-
-    Nothing outside *root* is ever read: not by '..', an absolute or drive name, a device or a symbolic link.
-    """
-    parts = path.split('/')
-    if any(part in ('.', '..') or part[:1] == '.' for part in parts) or any(c in path for c in '\0\\:'):
+def find_file(root, path):
+    """Return the name of the file *path* (decoded) in the directory *root*, None if none is there and inside."""
+    parts = [part for part in path.split('/') if part]
+    if any(part[0] == '.' for part in parts) or any(c in path for c in '\0\\:'):
         return None
     root = os.path.realpath(root)
-    name = os.path.realpath(os.path.join(root, *[part for part in parts if part]))
+    name = os.path.realpath(os.path.join(root, *parts))
     if os.path.isdir(name):
-        name = os.path.join(name, 'index.html')
-    if not os.path.realpath(name).startswith(root.rstrip(os.sep) + os.sep) or not os.path.isfile(name):
-        return None
-    with open(name, 'rb') as file:
-        return file.read(), content_type(name)
+        name = os.path.realpath(os.path.join(name, 'index.html'))
+    return name if name.startswith(root.rstrip(os.sep) + os.sep) and os.path.isfile(name) else None
 
 
 def basic_auth(realm='', credentials=None, check_credentials=None):
-    """Return a process_request that wants HTTP basic authentication (RFC 7617), and sets ``username``.
+    """Return a process_request that wants HTTP basic authentication (RFC 7617), and sets ``username``; others get 401.
 
-    Either *credentials*, a pair (user, password) or an iterable of such pairs, or *check_credentials*(user, password),
-    which returns whether they are right. TypeError for anything else, ValueError for both or none. Others get 401.
+    *credentials* is a pair (user, password) or an iterable of pairs, *check_credentials*(user, password) tells whether
+    they are right. TypeError for anything else, ValueError for both or none.
     """
     if (credentials is None) is (check_credentials is None):
         raise ValueError('give either credentials or check_credentials')
     if credentials is not None:
-        pairs = [credentials] if _is_credentials(credentials) else list(credentials)
-        if not all(_is_credentials(pair) for pair in pairs):
+        pairs = [credentials] if _is_pair(credentials) else list(credentials)
+        if not all(map(_is_pair, pairs)):
             raise TypeError('credentials are a pair (user, password) or a list of such pairs')
-        known = [(user.encode('utf-8'), password.encode('utf-8')) for user, password in pairs]
 
-        def check_credentials(user, password):
-            return _known(known, user.encode('utf-8', 'replace'), password.encode('utf-8', 'replace'))
+        def check_credentials(*given):
+            from hmac import compare_digest     # how long it takes tells nothing about users
+            return any([all([compare_digest(*[text.encode('utf-8') for text in texts]) for texts in zip(pair, given)])
+                        for pair in pairs])
     elif not callable(check_credentials):
         raise TypeError('check_credentials is a function of user and password')
     challenge = 'Basic realm="%s", charset="UTF-8"' % check_field(realm, 'realm').replace('\\', '').replace('"', "'")
@@ -3866,7 +3931,7 @@ def basic_auth(realm='', credentials=None, check_credentials=None):
         scheme, _, encoded = request.headers.get('Authorization', '').partition(' ')
         try:
             user, colon, password = binascii.a2b_base64(encoded.strip(' ')).decode('utf-8').partition(':')
-        except (binascii.Error, ValueError):
+        except ValueError:          # binascii.Error is one
             colon = ''
         if scheme.lower() != 'basic' or not colon or not check_credentials(user, password):
             return text_response(401, 'user name and password are needed\n', [('WWW-Authenticate', challenge)])
@@ -3876,17 +3941,8 @@ def basic_auth(realm='', credentials=None, check_credentials=None):
     return process_request
 
 
-def _is_credentials(pair):
-    return isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(item, str) for item in pair)
-
-
-def _known(known, user, password):
-    """Compare with all, in constant time each: how long it takes tells nothing about users."""
-    from hmac import compare_digest
-    found = False
-    for known_user, known_password in known:
-        found |= compare_digest(known_user, user) & compare_digest(known_password, password)
-    return found
+def _is_pair(pair):
+    return isinstance(pair, tuple) and [type(item) for item in pair] == [str, str]
 
 
 class Listener(Transport):
@@ -3895,9 +3951,10 @@ class Listener(Transport):
     def __init__(self, server, sock):
         Transport.__init__(self, sock)
         self._server = server
+        self._loop = server.manager
 
     def once(self):
-        """Accept."""
+        """Accept those who wait."""
         for _ in range(128):
             try:
                 sock, address = self.sock.accept()
@@ -3918,119 +3975,105 @@ class Listener(Transport):
 
     def terminate(self):
         """Close the socket."""
-        self._close_socket()
+        self.sock.close()
 
 
 class Opening(Transport):
-    """An opening handshake in progress, TLS included, on an accepted connection; it ends in open_timeout at the latest."""
+    """An opening handshake in progress, TLS included, on an accepted connection; it takes open_timeout at most."""
     reading_buffer_size = READ_SIZE
+    _with_body = True           # False after a request with HEAD
+    _answered = False
 
     def __init__(self, server, sock, address=None):
         Transport.__init__(self, sock)
         self._server = server
         self._address = address
         self._data = bytearray()
-        self._head_read = False
         if server.open_timeout is not None:
             self._due = time.monotonic() + server.open_timeout
         self._steps = self._run()
 
-    # Who drives: the loop ...
-
     def once(self):
-        """Go on as far as possible; false when there is nothing more to do."""
+        """Go on as far as possible, in the loop; false when there is nothing more to do."""
+        if self._dead:
+            return False
         try:
-            events = next(self._steps)
+            self._watch(next(self._steps))
         except StopIteration as stop:
             if stop.value is None:
                 return False
-            self._loop.leave(self, self._fd)
             self._server._opened(self, *stop.value)
-            return True
-        self._watch(events)
+            self._loop.leave(self, self._fd)        # unless the websocket has taken the place
         return True
-
-    def _tick(self, now):
-        self._time_out()
-        self._due = FOREVER
-        self._loop.again(self)
-
-    # ... or a thread
 
     def drive(self):
         """Block until the handshake is over; return (websocket, handler, args), or None if there is no connection."""
-        while True:
-            try:
-                events = next(self._steps)
-            except StopIteration as stop:
-                return stop.value
-            if not self._wait(events, None if self._due == FOREVER else self._due - time.monotonic()):
-                self._time_out()
+        try:
+            while not self._dead:
+                if not self._wait(next(self._steps), None if self._due == FOREVER else self._due - time.monotonic()):
+                    self._tick(self._due)
+        except StopIteration as stop:
+            return stop.value
+        return None
+
+    def _tick(self, now):
+        """It took too long."""
+        if not self._answered:
+            self._server.logger.debug('%s: opening handshake timed out', quote(self._address))
+            self._transmit(text_response(408, 'the request took too long\n').build())
+        self._abort()
 
     def terminate(self):
         """Close the connection, or what is left of it."""
         self._server._openings.pop(self, None)
         self._close_socket()
 
-    def _time_out(self):
-        if not self._head_read:
-            try:
-                self._transmit(text_response(408, 'the request took too long\n').build())
-            except OSError:
-                pass
-        self._dead = True
-
-    def _step(self, events):
-        """Wait for *events*, where a generator says ``yield from``; TimeoutError if the handshake took too long."""
-        if self._dead:
-            raise TimeoutError('opening handshake timed out')
-        yield events
-        if self._dead:
-            raise TimeoutError('opening handshake timed out')
-
     def _run(self):
         """The handshake: a generator that yields READ or WRITE, and returns (websocket, handler, args) or None."""
+        server = self._server
         try:
             try:
-                if self._server.ssl is not None:
+                if server.ssl is not None:
                     yield from self._shake_tls()
-                request = yield from self._read_request()
-                return (yield from self._answer(request))
+                response, *found = yield from self._answer((yield from self._read_request()))
             except HandshakeError as error:
-                self._log(error)
-                yield from self._respond(text_response(error.status, '%s\n' % error, error.headers))
-        except (OSError, TimeoutError) as error:
-            self._server.logger.debug('opening handshake with %s: %s', quote(self._address), quote(str(error)))
+                # a plain GET and a health check are normal; the rest is a line
+                log = server.logger.debug if error.status in (404, 426) else server.logger.info
+                log('%s refused with %d: %s', quote(self._address), error.status, quote(str(error)))
+                response = text_response(error.status, '%s\n' % error, error.headers)
+            if response.status_code == 101:
+                yield from self._write(response.build())
+                websocket = found[0]
+                websocket.response, websocket._unread, websocket._connecting = response, bytes(self._data), False
+                websocket.request.headers._values = None
+                return found
+            if server.server_header is not None and 'Server' not in response.headers:
+                response.headers['Server'] = server.server_header
+            yield from self._write(response.build(self._with_body))
+            yield from self._drain()
+        except OSError as error:
+            server.logger.debug('opening handshake with %s: %s', quote(self._address), quote(str(error)))
         return None
-
-    def _log(self, error):
-        """A plain GET and a health check are normal; the rest is a line."""
-        log = self._server.logger.debug if error.status in (404, 426) else self._server.logger.info
-        log('%s refused with %d: %s', quote(self._address), error.status, quote(str(error)))
 
     def _shake_tls(self):
         import ssl
         self._adopt(self._server.ssl.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False))
         while True:
             try:
-                self.sock.do_handshake()
-                return
+                return self.sock.do_handshake()
             except ssl.SSLWantReadError:
-                yield from self._step(READ)
+                yield READ
             except ssl.SSLWantWriteError:
-                yield from self._step(WRITE)
+                yield WRITE
 
     def _receive(self):
-        """Wait for more of the request, and append it."""
-        while True:
+        data = self._read()
+        while data is None:
+            yield READ
             data = self._read()
-            if data:
-                self._data += data
-                return
-            if data == b'':
-                raise OSError(errno.ECONNRESET, 'the peer closed the connection')
-            if not self._hidden_input():
-                yield from self._step(READ)
+        if not data:
+            raise ConnectionResetError(errno.ECONNRESET, 'the peer closed the connection')
+        self._data += data
 
     def _read_request(self):
         searched = end = 0
@@ -4038,13 +4081,27 @@ class Opening(Transport):
             yield from self._receive()
             end = find_head_end(self._data, searched)
             searched = len(self._data)
-        self._head_read = True
         head = bytes(self._data[:end])
         del self._data[:end]
+        self._with_body = head[:5] != b'HEAD '
         return parse_request(head)
 
+    def _read_body(self, request):
+        length = request.headers.get('Content-Length', '0')
+        if request.method not in ('GET', 'HEAD', 'POST'):
+            raise HandshakeError('this page takes GET and POST', 405, [('Allow', 'GET, HEAD, POST')])
+        if 'Transfer-Encoding' in request.headers:
+            raise HandshakeError('a body needs a Content-Length', 411)
+        if not is_number(length):
+            raise HandshakeError('malformed Content-Length')
+        if int(length) > self._server.max_size:
+            raise HandshakeError('the body is longer than max_size', 413)
+        while len(self._data) < int(length):
+            yield from self._receive()
+        request.body = bytes(self._data[:int(length)])
+
     def _answer(self, request):
-        """Check the *request*, ask the hooks, and answer it."""
+        """Check the *request* and ask the hooks; return (response, websocket, handler, args)."""
         server = self._server
         check_host(request, server.hosts)
         upgrade = is_upgrade(request)
@@ -4053,44 +4110,32 @@ class Opening(Transport):
         response = self._ask(server.process_request, websocket, request)
         if response is None and not upgrade:
             response = yield from self._page(request, handler)
-        if response is not None and response.status_code != 101:
-            yield from self._respond(response, request.method != 'HEAD')
-            return None
-        if handler is None:
-            raise HandshakeError('there is no WebSocket at this path', 404)
-        if response is None:
-            response = self._accept(websocket, handler, request)
-        if response.status_code != 101:
-            yield from self._respond(response)
-            return None
-        yield from self._write(response.build())
-        websocket.response = response
-        websocket._unread = bytes(self._data)
-        websocket._connecting = False
-        return websocket, handler, args
+        if response is None or response.status_code == 101:
+            if handler is None:
+                raise HandshakeError('there is no WebSocket at this path', 404)
+            response = response or self._accept(websocket, handler, request)
+        return response, websocket, handler, args
 
-    def _ask(self, hook, *args):
-        """Return the Response of a user's *hook*, None if it has no say; 500 if it raises."""
-        if hook is None:
-            return None
+    def _ask(self, hook, *args, right=lambda answer: isinstance(answer, Response)):
+        """Return what a user's *hook* says, None if it has no say; 500 if it raises, or says what is not *right*."""
         try:
-            response = hook(*args)
-            if response is not None and not isinstance(response, Response):
-                raise TypeError('a hook returns a Response or None, not %s' % type(response).__name__)
-            return response
+            answer = None if hook is None else hook(*args)
+            if answer is None or right(answer):
+                return answer
+            raise TypeError('unexpected answer: %s' % quote(answer))
         except Exception:
             self._server.logger.error('exception in %s', getattr(hook, '__name__', 'a hook'), exc_info=True)
             raise HandshakeError('internal error', 500)
 
     def _make(self, handler, request):
-        """Return the WebSocket, not open yet, that the hooks see."""
-        server = self._server
-        kind = handler if isinstance(handler, type) else server.create_connection or WebSocket
+        kind = handler if isinstance(handler, type) else self._server.create_connection or WebSocket
         websocket = kind(self.sock)
         websocket._connecting = True
         websocket.request = request
         websocket._peer = self._address[:2] if isinstance(self._address, tuple) else self._address or None
-        server._configure(websocket)
+        configure(websocket, self._server._settings)
+        if isinstance(websocket, ServedWebSocket):
+            websocket.server = self._server
         return websocket
 
     def _accept(self, websocket, handler, request):
@@ -4101,109 +4146,117 @@ class Opening(Transport):
         if server._full(handler):
             raise HandshakeError('too many connections; the argument max_connections= of serve() says how many', 503)
         offered = offered_subprotocols(request)
-        subprotocol = server._select_subprotocol(websocket, offered)
-        extensions = accept_extensions(request.headers, server.extensions)
-        websocket.subprotocol = subprotocol
-        websocket.protocols = [] if subprotocol is None else [subprotocol]
-        websocket.extensions = extensions
-        websocket.stream.use(extensions)
-        response = accept_response(request, subprotocol, extensions, server.server_header)
+        subprotocol = next((name for name in server.subprotocols if name in offered), None)
+        if server.select_subprotocol is not None:
+            subprotocol = self._ask(server.select_subprotocol, websocket, offered, right=offered.__contains__)
+        negotiated(websocket, subprotocol, accept_extensions(request.headers, server.extensions))
+        response = accept_response(request, subprotocol, websocket.extensions, server.server_header)
         return self._ask(server.process_response, websocket, request, response) or response
 
     def _page(self, request, handler):
-        """Return the Response to a *request* that wants no WebSocket."""
         page, rest = self._server._find_page(request.path)
-        if page is None:
-            check_upgrade(request) if handler is not None else None
-            raise HandshakeError('there is nothing at this path', 404)
+        if page is None and handler is not None:
+            check_upgrade(request)
         if callable(page):
             yield from self._read_body(request)
-            return self._ask(page, request) or text_response(404, 'there is nothing at this path\n')
-        if request.method not in ('GET', 'HEAD'):
-            raise HandshakeError('this page can only be read', 405, [('Allow', 'GET, HEAD')])
-        if isinstance(page, (bytes, bytearray)):
-            found = page, content_type(request.path if '.' in request.path else '.html')
-        else:
-            name = unquote(rest)
-            found = read_page(page, name) if os.path.isdir(page) else read_page(*os.path.split(os.path.abspath(page)))
-        if found is None:
-            raise HandshakeError('there is nothing at this path', 404)
-        headers = [('Content-Type', found[1]), ('Cache-Control', 'no-cache'), ('X-Content-Type-Options', 'nosniff')]
-        return Response(200, None, headers, found[0])
-
-    def _read_body(self, request):
-        """Read the body of a *request* to a callable page, at most max_size bytes."""
-        if request.method not in ('GET', 'HEAD', 'POST'):
-            raise HandshakeError('this page takes GET and POST', 405, [('Allow', 'GET, HEAD, POST')])
-        if 'Transfer-Encoding' in request.headers:
-            raise HandshakeError('a body needs a Content-Length', 411)
-        length = request.headers.get('Content-Length', '0')
-        if not is_number(length):
-            raise HandshakeError('malformed Content-Length')
-        length = int(length)
-        if length > self._server.max_size:
-            raise HandshakeError('the body is longer than max_size', 413)
-        while len(self._data) < length:
-            yield from self._receive()
-        request.body = bytes(self._data[:length])
+            response = self._ask(page, request)
+            if response is not None:
+                return response
+        elif page is not None:
+            if request.method not in ('GET', 'HEAD'):
+                raise HandshakeError('this page can only be read', 405, [('Allow', 'GET, HEAD')])
+            name = request.path if '.' in request.path else '.html'
+            if isinstance(page, str):
+                name = find_file(page, unquote(rest)) if os.path.isdir(page) else page
+                page = None
+                if name is not None and os.path.isfile(name):
+                    with open(name, 'rb') as file:
+                        page = file.read()
+            if page is not None:
+                kind = CONTENT_TYPES.get(name.rpartition('.')[2].lower(), 'application/octet-stream')
+                kind += '; charset=utf-8' if kind[:5] == 'text/' else ''
+                return Response(200, None, [('Content-Type', kind), ('Cache-Control', 'no-cache'),
+                                            ('X-Content-Type-Options', 'nosniff')], page)
+        raise HandshakeError('there is nothing at this path', 404)
 
     def _write(self, data):
         """Write *data*; as long as the peer takes some of it, there is time."""
-        with self._lock:
-            self._transmit(data)
+        self._answered = True
+        self._transmit(data)
         while self._queued:
             left = self._queued
-            yield from self._step(WRITE)
+            yield WRITE
             self.flush()
             if self._queued < left and self._due != FOREVER:
                 self._due = max(self._due, time.monotonic() + WRITE_TIMEOUT)
 
-    def _respond(self, response, with_body=True):
-        """Write a *response* that is no acceptance, and end TCP in order: nothing that follows is parsed."""
-        if self._server.server_header is not None and 'Server' not in response.headers:
-            response.headers['Server'] = self._server.server_header
-        yield from self._write(response.build(with_body))
+    def _drain(self):
+        """End TCP in order: nothing that follows is parsed."""
         self._half_close()
-        self._head_read = True
         self._due = min(self._due, time.monotonic() + DRAIN_TIMEOUT)
         if self._loop is not None:
             self._loop.schedule(self)
-        while True:
+        data = None
+        while data != b'':
             data = self._read()
-            if data == b'':
-                return
             if data is None:
-                yield from self._step(READ)
+                yield READ
 
 
 class ServedWebSocket(WebSocket):
-    """A connection whose events are those of its server, which has methods of the same names."""
+    """A connection whose events are those of its ``server``, methods of the same names with the connection in front."""
     server = None
 
-    def opened(self):
-        self.server.opened(self)
 
-    def received_message(self, message):
-        self.server.received_message(self, message)
+def _forward(name):
+    def forward(websocket, *args):
+        """Pass the event on to the server."""
+        getattr(websocket.server, name)(websocket, *args)
+    return forward
 
-    def closed(self, code, reason=None):
-        self.server.closed(self, code, reason)
 
-    def pinged(self, ping):
-        self.server.pinged(self, ping)
+for _name in ('opened', 'received_message', 'closed', 'pinged', 'ponged', 'sent', 'unhandled_error'):
+    setattr(ServedWebSocket, _name, _forward(_name))
 
-    def ponged(self, pong):
-        self.server.ponged(self, pong)
 
-    def sent(self, message):
-        self.server.sent(self, message)
+def connection_settings(logger=None, max_size=MAX_SIZE, max_queue=MAX_QUEUE, **seconds):
+    """Check what serve() and connect() say of a connection; return the attributes (of WebSocket, of Stream) to set."""
+    for name, value in seconds.items():
+        if name not in ('open_timeout', 'ping_interval', 'ping_timeout', 'close_timeout'):
+            raise TypeError('unexpected argument %s' % name)
+        if value is not None and not value > 0:
+            raise ValueError('%s is a number of seconds, or None' % name)
+    check_limits('max_queue', max_queue)
+    sizes = [UNLIMITED if size is None else size for size in check_limits('max_size', max_size, None, 1)]
+    return dict(seconds, max_queue=max_queue, _logger=logger), dict(max_size=sizes[0], max_fragment=sizes[1])
 
-    def unhandled_error(self, error):
-        self.server.unhandled_error(self, error)
+
+def check_limits(name, value, second=None, least=0):
+    """Return (*value*, *second*), or *value* if that is a pair; ValueError unless both are None or int from *least*."""
+    pair = value if isinstance(value, tuple) else (value, second)
+    if len(pair) != 2 or not all(limit is None or isinstance(limit, int) and limit >= least for limit in pair):
+        raise ValueError('%s is a number, a pair of numbers, or None, not %s' % (name, quote(value)))
+    return pair
+
+
+def configure(websocket, settings):
+    """Set the connection_settings() of a *websocket*: those that differ, for it may be one of many."""
+    for target, attributes in zip((websocket, websocket.stream), settings):
+        for name, value in attributes.items():
+            if value != getattr(target, name, value):
+                setattr(target, name, value)
+
+
+def negotiated(websocket, subprotocol, extensions):
+    """Let *websocket* use what the opening handshake has brought."""
+    websocket.subprotocol = subprotocol
+    websocket.protocols = [] if subprotocol is None else [subprotocol]
+    websocket.extensions = extensions
+    websocket.stream.use(extensions)
 
 
 class Server:
-    """Listening sockets and what is behind them: see serve(), which makes it.
+    """Listening *sockets* (one, or a list) and what is behind them; the other arguments are those of serve().
 
     ``start()`` serves in the background, ``serve_forever()`` in the calling thread; ``shutdown()``, or leaving it as a
     context manager, ends either. ``sockets`` are its listeners, ``port`` is the port it got (None on a unix socket),
@@ -4211,30 +4264,35 @@ class Server:
     """
 
     def __init__(self, sockets, handler, logger=None, *, ssl=None, origins='same', hosts='local', extensions=(),
-                 subprotocols=None, select_subprotocol=None, process_request=None, process_response=None,
-                 server_header='minws/' + __version__, open_timeout=OPEN_TIMEOUT, ping_interval=PING_INTERVAL,
-                 ping_timeout=PING_TIMEOUT, close_timeout=CLOSE_TIMEOUT, max_size=MAX_SIZE, max_queue=MAX_QUEUE,
-                 max_connections=(MAX_THREADS, MAX_MANAGED), pages=None, create_connection=None):
+                 compression=None, subprotocols=None, select_subprotocol=None, process_request=None,
+                 process_response=None, server_header='minws/' + __version__, open_timeout=OPEN_TIMEOUT,
+                 ping_interval=PING_INTERVAL, ping_timeout=PING_TIMEOUT, close_timeout=CLOSE_TIMEOUT,
+                 max_size=MAX_SIZE, max_queue=MAX_QUEUE, max_connections=(MAX_THREADS, MAX_MANAGED), pages=None,
+                 create_connection=None):
+        for name, hook in (('select_subprotocol', select_subprotocol), ('process_request', process_request),
+                           ('process_response', process_response), ('create_connection', create_connection),
+                           ('ssl', getattr(ssl, 'wrap_socket', ssl))):
+            if hook is not None and not callable(hook):
+                raise TypeError('%s cannot be %s' % (name, quote(hook)))
+            setattr(self, name, hook)
         self.sockets = list(sockets) if isinstance(sockets, (list, tuple)) else [sockets]
         self.routes = _checked_routes(handler)
         self.logger = logger or default_logger()
         self.ssl = ssl
-        self.origins = _checked_origins(origins)
-        self.hosts = _checked_hosts(hosts)
-        self.extensions = list(extensions or ())
+        self.origins = check_names('origins', origins, 'same')
+        self.hosts = check_names('hosts', hosts, 'local')
+        self.extensions = with_compression(extensions, compression)
         self.subprotocols = check_subprotocols(subprotocols)
-        self.select_subprotocol = select_subprotocol
-        self.process_request = process_request
-        self.process_response = process_response
         self.server_header = None if server_header is None else check_field(server_header, 'server_header')
-        self.open_timeout = open_timeout
-        self.pages = dict(pages or {})
-        self.create_connection = create_connection
-        self.max_connections = max_connections if isinstance(max_connections, tuple) else (max_connections,) * 2
-        self._settings = connection_settings(ping_interval, ping_timeout, close_timeout, max_queue, logger)
-        self.max_size, self.max_fragment = size_limits(max_size)
-        self.close_timeout = close_timeout
+        self.pages = _checked_pages(pages)
+        self.max_connections = check_limits('max_connections', max_connections, max_connections)
+        self._settings = connection_settings(logger, max_size, max_queue, open_timeout=open_timeout,
+                                             ping_interval=ping_interval, ping_timeout=ping_timeout,
+                                             close_timeout=close_timeout)
+        self.max_size = self._settings[1]['max_size']
+        self.open_timeout, self.close_timeout = open_timeout, close_timeout
         self.manager = WebSocketManager()
+        self.manager._on_stop = self.shutdown
         self._threaded = any(not isinstance(kind, type) for _, kind in self.routes)
         self._blocking = set()
         self._threads = set()
@@ -4245,10 +4303,9 @@ class Server:
         self._stopped = threading.Event()
         if self._threaded:
             keeper()
-        for sock in self.sockets:
-            listener = Listener(self, sock)
-            listener._loop = self.manager
-            self.manager.enter(listener, sock.fileno())
+        self._listeners = [Listener(self, sock) for sock in self.sockets]
+        for listener in self._listeners:
+            self.manager.enter(listener, listener._fd)
 
     @property
     def port(self):
@@ -4277,83 +4334,85 @@ class Server:
         return self
 
     def serve_forever(self):
-        """Serve in this thread until shutdown(), or in the main thread Ctrl-C or SIGTERM, and return when all is closed.
+        """Serve in this thread until shutdown(), in the main one also Ctrl-C or SIGTERM; return when all is closed.
 
-        Both signals are handled only meanwhile, unless you handle them yourself. A second Ctrl-C interrupts at once.
+        A signal that you handle yourself is left to you. A second Ctrl-C interrupts at once.
         """
-        restore = self._handle_signals()
+        replaced = self._handle_signals()
         try:
-            if self.manager.running:
-                while not self._stopped.wait(TURN):     # in steps: where waiting cannot be interrupted by a signal
-                    if self._stopping:
-                        self.shutdown()
-            elif not self._stopping:
+            if not self.manager.running and not self._stopping:
                 self.manager.run()
+            while self.manager.running and not self._stopped.wait(TURN):
+                pass            # in steps: where waiting cannot be interrupted by a signal
         finally:
             self.shutdown()
-            restore()
+            _restore(replaced)
 
     def _handle_signals(self):
-        if threading.current_thread() is not threading.main_thread():
-            return lambda: None
-        import signal
+        """Handle Ctrl-C and SIGTERM in the main thread; return [(number, handler)] of what was there."""
         replaced = []
+        if threading.current_thread() is threading.main_thread():
+            import signal
 
-        def stop(number, frame):
-            for number, handler in replaced:
-                signal.signal(number, handler)
-            self._stopping = self.manager._stopping = True
-            self.manager.wake()
+            def stop(number, frame):
+                _restore(replaced)
+                self._stopping = self.manager._stopping = True
+                self.manager.wake()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(number)
-            if handler in (signal.SIG_DFL, signal.default_int_handler):
-                replaced.append((number, handler))
-                signal.signal(number, stop)
-        return lambda: [signal.signal(number, handler) for number, handler in replaced]
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                if handler in (signal.SIG_DFL, signal.default_int_handler):
+                    replaced.append((number, handler))
+                    signal.signal(number, stop)
+        return replaced
 
     def shutdown(self, code=1001, reason='Server is shutting down'):
-        """Stop: accept no more, close every connection with *code*, and wait for them and their handlers.
+        """Stop: accept no more, close every connection with *code*, and wait for them and their handlers; any thread.
 
-        Any thread may call it, once or more. It waits at most close_timeout and a second, and not for the thread that
-        called it; a handler that hangs is left behind, with a line in the log.
+        It waits at most close_timeout and a second, and not for the thread that called it; a handler that hangs is
+        left behind, with a line in the log.
         """
         self._stopping = True
-        me = threading.current_thread()
-        self.manager.stop()
-        for listener in self.sockets:
-            listener.close()
         with self._guard:
-            openings = list(self._openings)
-            blocking = list(self._blocking)
+            openings, blocking = list(self._openings), list(self._blocking)
         for opening in openings:
             opening._abort()
         for websocket in blocking:
             with websocket._lock:
                 websocket._send_close(code, reason.encode('utf-8'))
-        deadline = time.monotonic() + (CLOSE_TIMEOUT if self.close_timeout is None else self.close_timeout) + 1
-        inside = threading.get_ident() == self.manager._thread_id
-        if not inside and self.manager.ident is not None:
-            self.manager.join(max(0, deadline - time.monotonic()))
+        self.manager.close_all(code, reason)
+        if threading.get_ident() == self.manager._thread_id:
+            for listener in self._listeners:
+                self.manager.leave(listener, listener._fd)
+                listener.terminate()
+        self.manager.stop()
+        if threading.get_ident() != self.manager._thread_id:
+            self._join((CLOSE_TIMEOUT if self.close_timeout is None else self.close_timeout) + 1)
+            self._stopped.set()
+
+    def _join(self, timeout):
+        deadline = time.monotonic() + timeout
         with self._guard:
-            threads = [thread for thread in self._threads if thread is not me]
-        for thread in () if inside else threads:
+            threads = [thread for thread in self._threads if thread is not threading.current_thread()]
+        for thread in threads + [self.manager] * (self.manager.ident is not None):
             thread.join(max(0, deadline - time.monotonic()))
-        if any(thread.is_alive() for thread in threads) and not inside:
-            self.logger.warning('%d handlers are still running', sum(thread.is_alive() for thread in threads))
-        self._stopped.set()
+        running = sum(thread.is_alive() for thread in threads)
+        if running:
+            self.logger.warning('%d handlers are still running', running)
 
     def broadcast(self, message, binary=None, *, key=None, exclude=()):
         """Send *message* to all connections but those in *exclude*, without waiting for any: see WebSocketManager."""
+        if not isinstance(message, (str, bytes, bytearray, memoryview, Message)) and not hasattr(message, 'keys'):
+            message = list(message)
+        frames = shared_frames(message, binary, key)
         if key is not None:
             self._last[key] = message
         self.manager.broadcast(message, binary, key=key, exclude=exclude)
         with self._guard:
-            blocking = list(self._blocking)
+            blocking = self._blocking.difference(exclude)
         encoded = {}
         for websocket in blocking:
-            if websocket not in exclude:
-                _send_shared(websocket, [_sendable(message, binary)], encoded, key)
+            send_shared(websocket, frames, encoded, key)
 
     def last(self, key=None):
         """Return the last message broadcast with *key*, or None; without a key, a dict of all: for who joins late."""
@@ -4361,23 +4420,10 @@ class Server:
 
     # The events of all clients, if a subclass of this is served
 
-    def opened(self, client):
-        """*client*, a WebSocket, is open."""
+    def opened(self, client, *args):
+        """*client*, a WebSocket, is open; received_message(client, message) and the others likewise."""
 
-    def received_message(self, client, message):
-        """*client* has sent a TextMessage or BinaryMessage."""
-
-    def closed(self, client, code, reason=None):
-        """*client* is gone."""
-
-    def pinged(self, client, ping):
-        """*client* has sent a ping."""
-
-    def ponged(self, client, pong):
-        """*client* has sent a pong."""
-
-    def sent(self, client, message):
-        """*message* to *client* has left."""
+    received_message = closed = pinged = ponged = sent = opened
 
     def unhandled_error(self, client, error):
         """The connection of *client* was lost. Logs it."""
@@ -4392,11 +4438,12 @@ class Server:
         except OSError:         # a unix socket, or the peer is gone already
             pass
         opening = Opening(self, sock, address)
+        oldest = None
         with self._guard:
             self._openings[opening] = True
-            oldest = next(iter(self._openings)) if len(self._openings) > MAX_HANDSHAKES else None
-        if oldest is not None:      # slow ones are many, so that this one is given to the quick
-            self._openings.pop(oldest, None)
+            if len(self._openings) > MAX_HANDSHAKES:    # slow ones are many, so that this one is given to the quick
+                oldest, _ = self._openings.popitem(last=False)
+        if oldest is not None:
             oldest._abort()
         if not self._threaded:
             opening._loop = self.manager
@@ -4415,32 +4462,38 @@ class Server:
 
     def _serve_connection(self, opening):
         """The thread of a connection: the opening handshake, then the handler function."""
-        websocket = None
+        found = None
         try:
             found = opening.drive()
-            if found is None:
-                opening.terminate()
-            else:
-                websocket = found[0]
+            if found is not None:
                 self._opened(opening, *found)
         except Exception:
             self.logger.error('exception while serving %s', quote(opening._address), exc_info=True)
-            opening.terminate()
+            found = None
         finally:
+            if found is None:
+                opening.terminate()
             with self._guard:
                 self._threads.discard(threading.current_thread())
-                self._blocking.discard(websocket)
+                self._blocking.discard(found and found[0])
 
     def _opened(self, opening, websocket, handler, args):
         """A connection is open: give it to the manager, or run its handler in this thread."""
         self._openings.pop(opening, None)
-        websocket.path_args = args
-        if isinstance(handler, type):
+        if args:
+            websocket.path_args = args
+        if self._stopping:
+            websocket.close(1001)
+            websocket._close_socket()
+        elif isinstance(handler, type):
             self.manager.add(websocket)
-            return
+        else:
+            self._handle(websocket, handler, args)
+
+    def _handle(self, websocket, handler, args):
+        websocket._block(keeper())
         with self._guard:
             self._blocking.add(websocket)
-        websocket._block(keeper())
         code = 1011
         try:
             if self._stopping:
@@ -4454,24 +4507,14 @@ class Server:
         finally:
             websocket.close(code)
 
-    def _configure(self, websocket):
-        """Apply the arguments of serve() to a *websocket*."""
-        if isinstance(websocket, ServedWebSocket):
-            websocket.server = self
-        websocket.__dict__.update(self._settings)
-        if self.max_size != MAX_SIZE:
-            websocket.stream.max_size = self.max_size
-        if self.max_fragment != UNLIMITED:
-            websocket.stream.max_fragment = self.max_fragment
-
     def _full(self, handler):
         managed = isinstance(handler, type)
+        openings = 0 if self._threaded else len(self._openings)
+        count = len(self.manager._entries) - len(self.sockets) - openings if managed else len(self._blocking)
         limit = self.max_connections[managed]
-        return limit is not None and (len(self.manager._entries) - len(self.sockets) - len(self._openings) if managed
-                                      else len(self._blocking)) >= limit
+        return limit is not None and count >= limit
 
     def _find(self, path):
-        """Return (handler, {name} parts) for *path*, or (None, {})."""
         for pattern, handler in self.routes:
             args = {} if pattern is None else match_route(pattern, path)
             if args is not None:
@@ -4479,7 +4522,6 @@ class Server:
         return None, {}
 
     def _find_page(self, path):
-        """Return (page, rest of the path), or (None, '')."""
         if path in self.pages:
             return self.pages[path], ''
         for prefix in sorted(self.pages, key=len, reverse=True):
@@ -4488,74 +4530,63 @@ class Server:
                 return page, path[len(prefix):]
         return None, ''
 
-    def _select_subprotocol(self, websocket, offered):
-        """Return the first of ours that was offered, or what the select_subprotocol function says."""
-        if self.select_subprotocol is not None:
-            chosen = self.select_subprotocol(websocket, offered)
-            if chosen is not None and chosen not in offered:
-                self.logger.error('select_subprotocol chose what was not offered: %s', quote(chosen))
-                raise HandshakeError('internal error', 500)
-            return chosen
-        for name in self.subprotocols:
-            if name in offered:
-                return name
-        return None
+
+def _restore(handlers):
+    import signal
+    for number, handler in handlers:
+        signal.signal(number, handler)
 
 
-def _is_kind(handler, base):
-    return isinstance(handler, type) and issubclass(handler, base)
+def _check_path(path):
+    if not isinstance(path, str) or path[:1] != '/':
+        raise ValueError("a path begins with '/': %s" % quote(path))
+    return path
 
 
 def _checked_routes(handler):
     """Return [(pattern or None, function or class)] of a handler, or of a dict of them."""
-    routes = list(handler.items()) if isinstance(handler, dict) else [(None, handler)]
-    for pattern, kind in routes:
-        if pattern is not None and (not isinstance(pattern, str) or pattern[:1] != '/'):
-            raise ValueError("a route begins with '/': %s" % quote(pattern))
+    routes = [(None, handler)]
+    if isinstance(handler, dict):
+        routes = [(_check_path(path), kind) for path, kind in handler.items()]
+    for _, kind in routes:
         if not callable(kind) or isinstance(kind, type) and not issubclass(kind, WebSocket):
             raise TypeError('a handler is a function of a websocket, or a subclass of WebSocket, not %s' % quote(kind))
     return routes
 
 
-def _checked_origins(origins):
-    if origins is None or origins == 'same':
-        return origins
-    if isinstance(origins, (str, bytes)):
-        raise TypeError("origins is 'same', None or a list, not %s" % quote(origins))
-    origins = list(origins)
-    if not all(origin is None or isinstance(origin, str) or hasattr(origin, 'fullmatch') for origin in origins):
+def _checked_pages(pages):
+    return {_check_path(path): page if callable(page) or isinstance(page, (bytes, bytearray)) else os.fspath(page)
+            for path, page in (pages or {}).items()}
+
+
+def check_names(name, values, default):
+    """Return the argument origins or hosts: None, *default*, or a list; TypeError, HandshakeError."""
+    if values is None or values == default:
+        return values
+    if isinstance(values, (str, bytes)):
+        raise TypeError('%s is %r, None or a list, not %s' % (name, default, quote(values)))
+    if name == 'hosts':
+        return [parse_host(check_field(host, 'host'))[0] for host in values]
+    values = list(values)
+    if not all(origin is None or isinstance(origin, str) or hasattr(origin, 'fullmatch') for origin in values):
         raise TypeError('an origin is a str, a compiled pattern or None')
-    return origins
+    return values
 
 
-def _checked_hosts(hosts):
-    if hosts is None or hosts == 'local':
-        return hosts
-    if isinstance(hosts, (str, bytes)):
-        raise TypeError("hosts is 'local', None or a list of names, not %s" % quote(hosts))
-    return [parse_host(check_field(host, 'host'))[0] for host in hosts]
+def with_compression(extensions, compression):
+    """Return the list of *extensions* with the one that the argument *compression* stands for.
 
-
-def connection_settings(ping_interval, ping_timeout, close_timeout, max_queue, logger):
-    """Check the arguments that serve and connect share; return the attributes that differ from WebSocket's."""
-    for name, seconds in (('ping_interval', ping_interval), ('ping_timeout', ping_timeout),
-                          ('close_timeout', close_timeout)):
-        if seconds is not None and not seconds > 0:
-            raise ValueError('%s is a number of seconds, or None' % name)
-    for number in max_queue if isinstance(max_queue, tuple) else (max_queue,):
-        if number is not None and (not isinstance(number, int) or number < 0):
-            raise ValueError('max_queue is a number of messages, (high, low), or None')
-    settings = {'ping_interval': ping_interval, 'ping_timeout': ping_timeout, 'close_timeout': close_timeout,
-                'max_queue': max_queue, '_logger': logger}
-    return {name: value for name, value in settings.items() if value != getattr(WebSocket, name)}
-
-
-def size_limits(max_size):
-    """Return the limits in bytes of a message and of a fragment: of an int, a pair of them, or None for no limit."""
-    limits = max_size if isinstance(max_size, tuple) else (max_size, None)
-    if len(limits) != 2 or not all(limit is None or isinstance(limit, int) and limit > 0 for limit in limits):
-        raise ValueError('max_size is a number of bytes, (message, fragment), or None')
-    return tuple(UNLIMITED if limit is None else limit for limit in limits)
+    'deflate', or 'small' for small devices: no context takeover, and a window of 1 KiB.
+    """
+    extensions = list(extensions or ())
+    if not all(isinstance(extension, Extension) for extension in extensions):
+        raise TypeError('extensions are objects of Extension, not %s' % quote(extensions))
+    if compression not in (None, 'deflate', 'small'):
+        raise ValueError("compression is 'deflate', 'small' or None, not %s" % quote(compression))
+    if compression is not None:
+        small = {'window_bits': 10, 'mem_level': 3, 'context_takeover': False}
+        extensions.append(PerMessageDeflate(**small if compression == 'small' else {}))
+    return extensions
 
 
 def listen(host=None, port=0, *, backlog=128, reuse_port=False):
@@ -4567,13 +4598,12 @@ def listen(host=None, port=0, *, backlog=128, reuse_port=False):
         raise ValueError('a port is a number from 0 to 65535, not %s' % quote(port))
     sockets = []
     try:
-        for family, address in _listening_addresses(host, port):
+        for family, address in _listening_addresses(host):
             sock = socket.socket(family, socket.SOCK_STREAM)
             sockets.append(sock)
-            if os.name == 'posix':
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            else:       # there SO_REUSEADDR would let another program take the port
-                sock.setsockopt(socket.SOL_SOCKET, getattr(socket, 'SO_EXCLUSIVEADDRUSE', ~4), 1)
+            # on Windows SO_REUSEADDR would let another program take the port
+            exclusive = getattr(socket, 'SO_EXCLUSIVEADDRUSE', None)
+            sock.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
             if reuse_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
@@ -4584,36 +4614,29 @@ def listen(host=None, port=0, *, backlog=128, reuse_port=False):
     except OSError as error:
         for sock in sockets:
             sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise OSError(error.errno, 'port %d is in use by another program: choose another one' % port)
-        if error.errno == errno.EACCES:
-            raise OSError(error.errno, 'port %d needs privileges: choose one above 1023' % port)
-        raise
+        hint = {errno.EADDRINUSE: 'port %d is in use by another program: choose another one',
+                errno.EACCES: 'port %d needs privileges: choose one above 1023'}.get(error.errno)
+        raise OSError(error.errno, hint % port) if hint else error
     return sockets
 
 
-def _listening_addresses(host, port):
-    """Return [(family, address)] to bind."""
-    if not host:
-        if socket.has_ipv6:
-            try:
-                socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
-                return [(socket.AF_INET6, ('::', port, 0, 0))]
-            except OSError:
-                pass
-        return [(socket.AF_INET, ('0.0.0.0', port))]
-    # as bytes: str would need the codec idna, which a router's Python lacks
-    found = socket.getaddrinfo(host.encode('ascii'), port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
-    return list(OrderedDict(((family, address), None) for family, _, _, _, address in found))
+def _listening_addresses(host):
+    if host:    # as bytes: str would need the codec idna, which a router's Python lacks
+        found = socket.getaddrinfo(host.encode('ascii'), 0, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+        return list(OrderedDict(((family, address), None) for family, _, _, _, address in found))
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
+        return [(socket.AF_INET6, ('::', 0, 0, 0))]
+    except OSError:
+        return [(socket.AF_INET, ('0.0.0.0', 0))]
 
 
 def accept(sock, **options):
-    """Perform the opening handshake of a server on *sock*, a connected socket; return a blocking WebSocket.
+    """Perform the opening handshake of a server on *sock*, connected; return a blocking WebSocket.
 
     *options* are those of serve(). HandshakeError if the client was refused, and has been told so.
     """
-    server = Server([], WebSocket, extensions=with_compression(options.pop('extensions', ()),
-                                                               options.pop('compression', None)), **options)
+    server = Server([], lambda websocket: None, **options)
     server.manager.stop()
     opening = Opening(server, sock)
     found = opening.drive()
@@ -4624,63 +4647,40 @@ def accept(sock, **options):
     return found[0]
 
 
-def serve(handler, host=None, port=None, *, sock=None, logger=None, compression=None, extensions=(), backlog=128,
-          reuse_port=False, **options):
+def serve(handler, host=None, port=None, *, sock=None, backlog=128, reuse_port=False, **options):
     """Listen on *host* and *port* and return a Server: call its start() or serve_forever().
 
-    *handler* is a function of a websocket, which gets a thread for each connection and may block; or a subclass of
-    WebSocket, whose connections all live in the server's one loop; or a dict of paths to either, whose {name} parts
-    are keyword arguments of the function and ``path_args`` of the class. When a function returns, the connection is
-    closed. Or it is a subclass of Server, whose opened(client), received_message(client, message), closed(client, code,
-    reason), ponged, pinged, sent and unhandled_error are the events of all clients.
+    *handler* is a function of a websocket, which gets a thread for each connection and may block until it returns; or
+    a subclass of WebSocket, whose connections all live in the server's one loop; or a dict of paths to either, whose
+    {name} parts are keyword arguments of the function and ``path_args`` of the class; or a subclass of Server, whose
+    methods opened(client), received_message(client, message) and so on are the events of all clients.
 
     *host* None or '' is every interface, *port* 0 any free one; or *sock*, a listening socket. *ssl* is an SSLContext.
-    *origins*, *hosts*: who may connect from a browser, see check_origin and check_host. *subprotocols*: names, the
-    best first, or select_subprotocol(websocket, offered) → name or None. *extensions* are patterns, *compression*
-    'deflate', 'small' or None. process_request(websocket, request) and process_response(websocket, request, response) return a
-    Response to use instead, or None. *server_header* None sends none. *pages* maps paths to a file or directory name,
-    bytes, or a function of a Request that returns a Response.
+    *origins*, *hosts*: see check_origin and check_host. *subprotocols*: names, the best first, or
+    select_subprotocol(websocket, offered) → name or None. *extensions* are patterns, *compression* 'deflate', 'small'
+    or None. process_request(websocket, request) and process_response(websocket, request, response) return a Response
+    to use instead, or None. *server_header* None sends none. *pages* maps paths to a file or directory name, bytes, or
+    a function of a Request that returns a Response. *create_connection* makes the WebSocket of handler functions.
 
     Seconds: *open_timeout*, *ping_interval*, *ping_timeout*, *close_timeout*. *max_size*: bytes of a message, or
     (message, fragment); *max_queue*: received messages that wait, or (high, low); *max_connections*: one number, or
-    (with threads, in the loop). None disables each. *create_connection* makes the WebSocket of handler functions.
+    (with threads, in the loop). None disables each.
     """
-    if sock is not None:
-        if host is not None or port is not None:
-            raise ValueError('sock replaces host and port')
-        sockets = [sock]
-        sock.listen(backlog) if not _is_listening(sock) else None
-    else:
+    if sock is None:
         sockets = listen(host, port or 0, backlog=backlog, reuse_port=reuse_port)
-    kind, handler = (handler, ServedWebSocket) if _is_kind(handler, Server) else (Server, handler)
+    elif host is not None or port is not None or reuse_port:
+        raise ValueError('sock replaces host and port')
+    else:
+        sockets = [sock]
+        sock.listen(backlog)
     try:
-        return kind(sockets, handler, logger, extensions=with_compression(extensions, compression), **options)
+        if isinstance(handler, type) and issubclass(handler, Server):
+            return handler(sockets, ServedWebSocket, **options)
+        return Server(sockets, handler, **options)
     except BaseException:
         for sock in sockets:
             sock.close()
         raise
-
-
-def _is_listening(sock):
-    try:
-        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except (OSError, AttributeError):
-        return False
-
-
-def with_compression(extensions, compression):
-    """Return the list of *extensions* with the one that the argument *compression* stands for.
-
-    'deflate', or 'small' for small devices: no context takeover, and a window of 1 KiB.
-    """
-    extensions = list(extensions or ())
-    if compression == 'deflate':
-        extensions.append(PerMessageDeflate())
-    elif compression == 'small':
-        extensions.append(PerMessageDeflate(window_bits=10, mem_level=3, context_takeover=False))
-    elif compression is not None:
-        raise ValueError("compression is 'deflate', 'small' or None, not %s" % quote(compression))
-    return extensions
 
 
 def unix_serve(handler, path=None, *, sock=None, **options):
@@ -4702,12 +4702,9 @@ def unix_serve(handler, path=None, *, sock=None, **options):
 
 
 def _is_stale(path):
+    from stat import S_ISSOCK
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-    return False
+        return S_ISSOCK(os.stat(path).st_mode) and probe.connect_ex(path) == errno.ECONNREFUSED
 
 
 ########################################################################################################################
@@ -4720,20 +4717,43 @@ def _is_stale(path):
 def connect_socket(host, port, deadline=None, source_address=None):
     """Return a socket connected to *host* (str): every address is tried. *deadline* is monotonic, or None."""
     found = socket.getaddrinfo(host.encode('ascii'), port, 0, socket.SOCK_STREAM)
-    failure = None
     for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found):
-        sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(_time_left(deadline, left))
-            if source_address is not None:
-                sock.bind(source_address)
-            sock.connect(address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return sock
+            return _connect(socket.socket(family, kind, protocol), address, deadline, left, source_address)
         except OSError as error:
             failure = error
-            sock.close()
     raise failure
+
+
+def _connect_unix(path, deadline):
+    return _connect(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path, deadline)
+
+
+def _connect(sock, address, deadline, attempts=1, source_address=None):
+    with _closing(sock):
+        sock.settimeout(_time_left(deadline, attempts))
+        if source_address is not None:
+            sock.bind(source_address)
+        sock.connect(address)
+        if isinstance(address, tuple):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+
+class _closing:
+    """Close *sock* if the block fails; its socket.timeout, no TimeoutError before Python 3.10, becomes one."""
+
+    def __init__(self, sock):
+        self.sock = sock
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is not None:
+            self.sock.close()
+        if isinstance(error, socket.timeout):
+            raise TimeoutError('opening handshake timed out')
 
 
 def _time_left(deadline, attempts=1):
@@ -4746,19 +4766,42 @@ def _time_left(deadline, attempts=1):
     return left / attempts
 
 
-def secure(sock, context, server_hostname, deadline=None):
-    """Return *sock* inside TLS; the certificate is verified unless *context*, an SSLContext, says otherwise."""
-    if context is None:
-        import ssl
-        context = ssl.create_default_context()
-    sock.settimeout(_time_left(deadline))
-    return context.wrap_socket(sock, server_hostname=server_hostname)
+def dial(scheme, host, port, deadline=None, *, ssl=None, server_hostname=None, proxy=None, source_address=None,
+         sock=None):
+    """Return a socket connected to *host* and *port* (None: to the unix socket *host*), or *sock*; for wss inside TLS.
+
+    The certificate is verified unless *ssl*, an SSLContext, says otherwise.
+    """
+    if sock is None and port is None:
+        sock = _connect_unix(host, deadline)
+    elif sock is None and proxy:
+        sock = connect_through(proxy, host, port, deadline, source_address)
+    elif sock is None:
+        sock = connect_socket(host, port, deadline, source_address)
+    if not scheme.startswith('wss'):
+        return sock
+    with _closing(sock):
+        if ssl is None:
+            from ssl import create_default_context
+            ssl = create_default_context()
+        sock.settimeout(_time_left(deadline))
+        return ssl.wrap_socket(sock, server_hostname=server_hostname or host)
+
+
+def read_more(websocket, deadline=None):
+    """Return what arrives next (bytes, b'' at the end), and write meanwhile. TimeoutError."""
+    while True:
+        data = websocket._read()
+        if data is not None:
+            return data
+        websocket._wait(READ | WRITE if websocket._queued else READ, _time_left(deadline))
+        websocket.flush()
 
 
 def exchange_heads(websocket, request, deadline=None):
-    """Write a *request* (bytes), and return the head of the answer (bytes), past interim ones.
+    """Write a *request* (bytes); return the head of the answer, bytes, past interim ones. HandshakeError, TimeoutError.
 
-    Bytes behind the head are left for the *websocket* to read. HandshakeError for what is no head, TimeoutError.
+    Bytes behind the head are left for the *websocket* to read.
     """
     with websocket._lock:
         Transport._transmit(websocket, request)
@@ -4766,16 +4809,9 @@ def exchange_heads(websocket, request, deadline=None):
     for _ in range(8):          # answers with 1xx, of which a few are tolerated
         searched, end = len(data), find_head_end(data)
         while not end:
-            piece = websocket._read()
-            if piece == b'':
+            data += read_more(websocket, deadline)
+            if len(data) == searched:
                 raise HandshakeError('the server closed the connection before it answered')
-            if piece is None:
-                events = READ | WRITE if websocket._queued else READ
-                if not websocket._wait(events, _time_left(deadline)):
-                    raise TimeoutError('opening handshake timed out')
-                websocket.flush()
-                continue
-            data += piece
             end = find_head_end(data, searched)
             searched = len(data)
         head = bytes(data[:end])
@@ -4786,42 +4822,44 @@ def exchange_heads(websocket, request, deadline=None):
     raise HandshakeError('too many interim answers')
 
 
-def read_error_body(websocket, response, deadline):
+def read_error_body(websocket, response, deadline=None):
     """Read what the server says besides an answer other than 101, at most 64 KiB, into ``response.body``."""
     length = response.headers.get('Content-Length', '')
     wanted = min(65536, int(length)) if is_number(length) else 65536
-    body = b''
+    body, data = b'', b'-'
     try:
-        while len(body) < wanted:
-            piece = websocket._read()
-            if piece == b'':
-                break
-            if piece is None:
-                if not websocket._wait(READ, _time_left(deadline)):
-                    break
-                continue
-            body += piece
+        while len(body) < wanted and data:
+            data = read_more(websocket, deadline)
+            body += data
     except OSError:
         pass
     response.body = body[:wanted]
 
 
-def client_headers(host, key, *, origin=None, user_agent=None, subprotocols=(), extensions=(), authorization=None,
+def shake_hands(websocket, request, deadline, check):
+    """Client: write the opening *request* (bytes), and open *websocket* with what *check*(head of the answer) says."""
+    websocket.stream.always_mask, websocket.stream.expect_masking = True, False
+    websocket._connecting = True
+    head = exchange_heads(websocket, request, deadline)
+    websocket.response = parse_response(head)
+    if websocket.response.status_code != 101:
+        read_error_body(websocket, websocket.response, deadline)
+    negotiated(websocket, *check(head))
+    websocket._connecting = False
+
+
+def client_headers(host, key, *, origin=None, user_agent=None, subprotocols=(), extensions=(), userinfo=None,
                    headers=None, exclude_headers=()):
     """Return the Headers of an opening handshake, RFC 6455 4.1; ValueError for what may not stand there."""
-    fields = [('Host', host), ('Upgrade', 'websocket'), ('Connection', 'Upgrade'), ('Sec-WebSocket-Key', key),
-              ('Sec-WebSocket-Version', str(WS_VERSION))]
     offers = [(pattern.name, params) for pattern in extensions for params in pattern.offer()]
-    for name, value in (('Origin', origin), ('User-Agent', user_agent), ('Authorization', authorization),
-                        ('Sec-WebSocket-Protocol', ', '.join(check_subprotocols(subprotocols)) or None),
-                        ('Sec-WebSocket-Extensions', format_extensions(offers) or None)):
-        if value is not None:
-            fields.append((name, value))
+    fields = [('Host', host), ('Upgrade', 'websocket'), ('Connection', 'Upgrade'), ('Sec-WebSocket-Key', key),
+              ('Sec-WebSocket-Version', str(WS_VERSION)), ('Origin', origin), ('User-Agent', user_agent),
+              ('Authorization', basic_credentials(*userinfo) if userinfo else None),
+              ('Sec-WebSocket-Protocol', ', '.join(check_subprotocols(subprotocols)) or None),
+              ('Sec-WebSocket-Extensions', format_extensions(offers) or None)]
     excluded = [name.lower() for name in exclude_headers or ()]
-    built = Headers(field for field in fields if field[0].lower() not in excluded)
-    for name, value in Headers(headers).items():
-        built.add(name, value)
-    return built
+    return Headers([field for field in fields if field[1] is not None and field[0].lower() not in excluded]
+                   + Headers(headers).items())
 
 
 def new_key():
@@ -4849,11 +4887,8 @@ class WebSocketBaseClient(WebSocket):
         self.extra_headers = Headers(headers)
         self.exclude_headers = list(exclude_headers or ())
         self.key = new_key().encode()
-        if self.port is None:
-            family = socket.AF_UNIX
-        else:
-            family = socket.AF_INET6 if ':' in self.host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        family = socket.AF_INET6 if ':' in self.host else socket.AF_INET
+        sock = socket.socket(socket.AF_UNIX if self.port is None else family, socket.SOCK_STREAM)
         if self.port is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         WebSocket.__init__(self, sock, check_subprotocols(protocols), None, None, heartbeat_freq)
@@ -4870,65 +4905,52 @@ class WebSocketBaseClient(WebSocket):
     @property
     def handshake_headers(self):
         """The headers of the opening handshake, a list of pairs."""
-        host = self.host if self.port is None else host_header(self.scheme, self.host, self.port)
         return client_headers(
-            host, self.key.decode(), subprotocols=self.protocols, extensions=self.extensions,
-            authorization=basic_credentials(*self._userinfo) if self._userinfo else None,
+            self.host if self.port is None else host_header(self.scheme, self.host, self.port), self.key.decode(),
+            subprotocols=self.protocols, extensions=self.extensions, userinfo=self._userinfo,
             headers=self.extra_headers, exclude_headers=self.exclude_headers).items()
+
 
     @property
     def handshake_request(self):
         """The request of the opening handshake, as bytes."""
-        return build_head('GET %s HTTP/1.1' % check_field(self.resource, 'resource'), self.handshake_headers)
+        return build_head('GET %s HTTP/1.1' % check_field(self.resource, 'resource'), Headers(self.handshake_headers))
 
     def connect(self):
-        """Connect, and perform the opening handshake, in open_timeout seconds. HandshakeError, OSError, TimeoutError."""
+        """Connect, and perform the opening handshake, in open_timeout. HandshakeError, OSError, TimeoutError."""
         deadline = None if self.open_timeout is None else time.monotonic() + self.open_timeout
+        self._close_socket()        # it was of one family; the host may have addresses of another
+        context = self._context() if self.scheme.startswith('wss') else None
+        self._adopt(dial(self.scheme, self.unix_socket_path or self.host, self.port, deadline, ssl=context))
         try:
-            self._adopt(self._connect_socket(deadline))
-            head = exchange_heads(self, self.handshake_request, deadline)
-            line, _, headers = head.partition(b'\r\n')
-            self.response = parse_response(head)
-            self.process_response_line(line)
-            self.protocols, self.extensions = self.process_handshake_header(headers)
+            shake_hands(self, self.handshake_request, deadline, self._check)
         except BaseException:
             self._close_socket()
             raise
-        self.subprotocol = self.protocols[0] if self.protocols else None
-        self.stream.use(self.extensions)
-        self._connecting = False
         self.handshake_ok()
 
-    def _connect_socket(self, deadline):
-        if self.port is None:
-            self.sock.settimeout(_time_left(deadline))
-            self.sock.connect(self.unix_socket_path)
-            sock = self.sock
-        else:
-            self._close_socket()        # it was of one family; the host may have addresses of another
-            sock = connect_socket(self.host, self.port, deadline)
-        if self.scheme.startswith('wss'):
-            sock = secure(sock, self._context(), self.host, deadline)
-        return sock
+    def _check(self, head):
+        line, _, headers = head.partition(b'\r\n')
+        self.process_response_line(line)
+        protocols, extensions = self.process_handshake_header(headers)
+        return protocols[0] if protocols else None, extensions
 
     def _context(self):
-        """Return the SSLContext that ssl_options describe."""
         options = dict(self.ssl_options)
         if 'context' in options:
             return options['context']
         import ssl
         context = ssl.create_default_context(
-            cafile=options.pop('cafile', None), capath=options.pop('capath', None), cadata=options.pop('cadata', None))
+            **{name: options.pop(name, None) for name in ('cafile', 'capath', 'cadata')})
         if 'certfile' in options:
-            context.load_cert_chain(options.pop('certfile'), options.pop('keyfile', None), options.pop('password', None))
+            context.load_cert_chain(*[options.pop(name, None) for name in ('certfile', 'keyfile', 'password')])
         if options:
             raise TypeError('unknown ssl_options: %s' % ', '.join(sorted(options)))
         return context
 
     def process_response_line(self, response_line):
         """Raise HandshakeError unless *response_line* (bytes) has the status 101."""
-        parts = response_line.split(b' ', 2)
-        if parts[1:2] != [b'101']:
+        if response_line.split(b' ', 2)[1:2] != [b'101']:
             raise HandshakeError('the server answered %s' % quote(response_line), response=self.response)
 
     def process_handshake_header(self, headers):
@@ -4947,6 +4969,7 @@ class WebSocketClient(WebSocketBaseClient):
     def __init__(self, *args, **kwargs):
         WebSocketBaseClient.__init__(self, *args, **kwargs)
         self._thread = threading.Thread(target=self.run, name='minws-client')
+        self._over = threading.Event()
 
     @property
     def daemon(self):
@@ -4959,8 +4982,16 @@ class WebSocketClient(WebSocketBaseClient):
 
     def run_forever(self):
         """Wait until the connection is over."""
-        while self._thread.is_alive():
-            self._thread.join(TURN)
+        # not join(): CPython takes a thread for ended when Ctrl-C interrupts that, and does not wait for it at exit
+        while self._thread.ident is not None and not self._over.wait(TURN):
+            pass
+
+    def run(self):
+        """What the thread does."""
+        try:
+            WebSocketBaseClient.run(self)
+        finally:
+            self._over.set()
 
     def handshake_ok(self):
         """Start the thread."""
@@ -4970,15 +5001,14 @@ class WebSocketClient(WebSocketBaseClient):
 def environment_proxy(scheme, host):
     """Return the proxy (http://host:port) that the environment wants for *host*, or None.
 
-    ``https_proxy`` and ``http_proxy`` go for wss and ws, then ``all_proxy``; ``no_proxy`` lists host names, their
-    suffixes, addresses, or '*'.
+    ``https_proxy`` and ``http_proxy`` go for wss and ws, then ``all_proxy``; ``no_proxy`` has names, suffixes, or *.
     """
     def variable(name):
         return os.environ.get(name) or os.environ.get(name.upper())
 
     for name in (variable('no_proxy') or '').lower().split(','):
         name = name.strip(' ').lstrip('.')
-        if name and (name == '*' or host == name or host.endswith('.' + name)):
+        if name and (name == '*' or ('.' + host).endswith('.' + name)):
             return None
     return variable('https_proxy' if scheme == 'wss' else 'http_proxy') or variable('all_proxy')
 
@@ -4993,53 +5023,50 @@ def connect_through(proxy, host, port, deadline=None, source_address=None):
     if userinfo:
         fields.add('Proxy-Authorization', basic_credentials(*userinfo))
     sock = connect_socket(proxy_host, proxy_port, deadline, source_address)
-    try:
+    with _closing(sock):
         tunnel = WebSocket(sock)
-        request = build_head('CONNECT %s HTTP/1.1' % fields['Host'], fields.items())
+        request = build_head('CONNECT %s HTTP/1.1' % fields['Host'], fields)
         response = parse_response(exchange_heads(tunnel, request, deadline))
         if not 200 <= response.status_code < 300 or tunnel._unread:
-            raise HandshakeError('the proxy answered %d %s'
-                                 % (response.status_code, quote(response.reason_phrase)), response=response)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+            raise HandshakeError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
+                                 response=response)
+        return sock
 
 
 def redirected(uri, response):
-    """Return where a *response* with a redirecting status sends us, an absolute ws URI, or None."""
+    """Return where a *response* with a redirecting status sends us, an absolute ws URI, or None. HandshakeError."""
     location = response.headers.get('Location') if response.status_code in (301, 302, 303, 307, 308) else None
     if location is None:
         return None
     scheme, _, rest = uri.partition('://')
+    authority = rest.partition('/')[0].partition('?')[0]
+    path = rest[len(authority):].partition('?')[0]
+    kind, colon, _ = location.partition(':')
     if location[:2] == '//':
         location = '%s:%s' % (scheme, location)
-    elif '://' not in location:
-        authority = rest.partition('/')[0].partition('?')[0]
-        base = '' if location[:1] == '/' else rest[len(authority):].partition('?')[0].rpartition('/')[0] + '/'
+    elif colon and is_token(kind):
+        location = kind.lower().replace('http', 'ws') + location[len(kind):]
+    else:
+        base = '' if location[:1] == '/' else path if location[:1] == '?' else path.rpartition('/')[0] + '/'
         location = '%s://%s%s%s' % (scheme, authority, base, location)
-    for http, ws in (('http://', 'ws://'), ('https://', 'wss://')):
-        if location.lower().startswith(http):
-            location = ws + location[len(http):]
-    if uri.lower().startswith('wss:') and not location.lower().startswith('wss:'):
-        raise HandshakeError('redirected from wss to %s: refused' % quote(location), response=response)
+    try:
+        kind = parse_uri(location)[0]
+    except ValueError:
+        kind = ''
+    if kind not in ('ws', 'wss') or kind == 'ws' and scheme.lower() == 'wss':
+        raise HandshakeError('redirected to %s: refused' % quote(location), response=response)
     return location
-
-
-def same_origin(uri, other):
-    """Tell whether credentials for *uri* may go to *other*: the same scheme, host and port."""
-    return parse_uri(uri)[:3] == parse_uri(other)[:3]
 
 
 def connect(uri, *, redirects=0, headers=None, auth=None, **options):
     """Connect to *uri* and return a blocking WebSocket: a context manager that closes it.
 
-    *subprotocols* are names; *headers* extra ones, *exclude_headers* names of those to leave out; *origin*, *user_agent*
-    (None: none). *ssl* is an SSLContext instead of one that verifies with the system's certificates: for a certificate of
-    your own, ``ssl.create_default_context(cafile='its.pem')``; *server_hostname* is the name to verify instead of the
-    URI's. *auth* is (user, password), as in the URI. *proxy* is http://host:port, True for that of the environment, None
-    for none. *redirects* (at most 5) are followed, never from wss to ws, and without credentials to another origin.
-    *sock* is a connected socket. *open_timeout* is for all of it, in seconds; the other options are those of serve().
+    *subprotocols* are names; *headers* extra ones, *exclude_headers* names to leave out; *origin*, *user_agent* (None:
+    none). *ssl* is an SSLContext instead of one that verifies with the system's certificates; for one of your own,
+    ``ssl.create_default_context(cafile='its.pem')``; *server_hostname* is the name to verify instead of the URI's.
+    *auth* is (user, password), as in the URI. *proxy* is http://host:port, True for that of the environment, or None.
+    *redirects* (at most 5) are followed, never from wss to ws, nor with credentials to another origin. *sock* is a
+    connected socket. *open_timeout* is for all of it; the other options are those of serve().
 
     ValueError or TypeError for bad arguments, before anything is sent; HandshakeError if the server refuses, its
     ``response`` the answer; OSError, TimeoutError.
@@ -5053,93 +5080,57 @@ def connect(uri, *, redirects=0, headers=None, auth=None, **options):
         try:
             return _connect_once(uri, headers, auth, deadline, **options)
         except HandshakeError as error:
-            target = redirected(uri, error.response) if redirects and error.response is not None else None
+            given = options.get('sock') is not None     # what it is connected to, a URI does not say
+            target = redirected(uri, error.response) if redirects and error.response and not given else None
             if target is None:
                 raise
-        if not same_origin(uri, target):
+        if parse_uri(uri)[:3] != parse_uri(target)[:3]:
             auth = None
             for name in ('Authorization', 'Cookie', 'Proxy-Authorization'):
                 del headers[name]
-            options.pop('sock', None)
         uri, redirects = target, redirects - 1
 
 
 def _connect_once(uri, headers, auth, deadline, *, subprotocols=None, exclude_headers=None, origin=None,
                   user_agent='minws/' + __version__, ssl=None, server_hostname=None, compression=None, extensions=(),
-                  proxy=True, open_timeout=OPEN_TIMEOUT, ping_interval=PING_INTERVAL, ping_timeout=PING_TIMEOUT,
-                  close_timeout=CLOSE_TIMEOUT, max_size=MAX_SIZE, max_queue=MAX_QUEUE, sock=None, logger=None,
-                  create_connection=None, source_address=None):
+                  proxy=True, sock=None, create_connection=None, source_address=None, **settings):
     scheme, host, port, resource, userinfo = parse_uri(uri)
-    secured = scheme.startswith('wss')
     patterns = with_compression(extensions, compression)
-    limits = size_limits(max_size)
-    settings = connection_settings(ping_interval, ping_timeout, close_timeout, max_queue, logger)
-    userinfo = auth or userinfo
+    settings = connection_settings(**settings)
     key = new_key()
     fields = client_headers(
         'localhost' if port is None else host_header(scheme, host, port), key, origin=origin, user_agent=user_agent,
-        subprotocols=subprotocols or (), extensions=patterns, headers=headers, exclude_headers=exclude_headers,
-        authorization=basic_credentials(*userinfo) if userinfo else None)
-    if ssl is not None and not secured:
+        subprotocols=subprotocols, extensions=patterns, userinfo=auth or userinfo, headers=headers,
+        exclude_headers=exclude_headers)
+    if ssl is not None and not scheme.startswith('wss'):
         raise ValueError('ssl is for wss:// URLs')
-    if sock is None:
-        proxy = environment_proxy(scheme, host) if proxy is True and port is not None else proxy
-        if port is None:
-            sock = _connect_unix(host, deadline)
-        elif proxy:
-            sock = connect_through(proxy, host, port, deadline, source_address)
-        else:
-            sock = connect_socket(host, port, deadline, source_address)
-    try:
-        if secured:
-            sock = secure(sock, ssl, server_hostname or host, deadline)
+    if proxy is True and port is not None:
+        proxy = environment_proxy(scheme, host)
+    sock = dial(scheme, host, port, deadline, ssl=ssl, server_hostname=server_hostname, proxy=proxy,
+                source_address=source_address, sock=sock)
+    with _closing(sock):
         websocket = (create_connection or WebSocket)(sock)
-        websocket.__dict__.update(settings)
-        stream = websocket.stream
-        stream.always_mask, stream.expect_masking = True, False
-        stream.max_size, stream.max_fragment = limits
-        websocket._connecting = True
+        configure(websocket, settings)
         websocket.request = Request('GET', resource, fields)
-        head = exchange_heads(websocket, build_head('GET %s HTTP/1.1' % resource, fields.items()), deadline)
-        websocket.response = parse_response(head)
-        if websocket.response.status_code != 101:
-            read_error_body(websocket, websocket.response, deadline)
-        subprotocol, chosen = check_response(websocket.response, key, list(subprotocols or ()), patterns)
-    except BaseException:
-        sock.close()
-        raise
-    websocket.subprotocol = subprotocol
-    websocket.protocols = [] if subprotocol is None else [subprotocol]
-    websocket.extensions = chosen
-    stream.use(chosen)
-    websocket._connecting = False
+        shake_hands(websocket, build_head('GET %s HTTP/1.1' % resource, fields), deadline,
+                    lambda head: check_response(websocket.response, key, list(subprotocols or ()), patterns))
     websocket._block(keeper())
     return websocket
-
-
-def _connect_unix(path, deadline):
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(_time_left(deadline))
-        sock.connect(path)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def unix_connect(path, uri='ws://localhost/', **options):
     """Like connect(), over the unix socket *path*; *uri* says what to request."""
     sock = _connect_unix(path, time.monotonic() + (options.get('open_timeout') or OPEN_TIMEOUT))
-    return connect(uri, sock=sock, **options)
+    with _closing(sock):
+        return connect(uri, sock=sock, **options)
 
 
 def reconnect(uri, *, first_delay=5, max_delay=60, stop=None, **options):
     """Yield connections to *uri*, a fresh one each time the last is done with: ``for ws in reconnect(uri): ...``.
 
-    Between failures it waits: at first a random time up to *first_delay* seconds (RFC 6455 7.2.3), then twice as long
-    each time, up to *max_delay*, with jitter. It ends when the loop is left, or *stop*, a threading.Event, is set.
-    Errors that waiting does not mend are raised: bad arguments, an answer that is not 101 or a server's 5xx or 429.
+    Between them it waits: at first a random time up to *first_delay* seconds (RFC 6455 7.2.3), then twice as long each
+    time, up to *max_delay*, with jitter. It ends when the loop is left, or *stop*, a threading.Event, is set. What
+    waiting does not mend is raised: bad arguments, an answer that is neither 101 nor 5xx nor 429.
     """
     stop = stop or threading.Event()
     delay = first_delay
@@ -5147,22 +5138,18 @@ def reconnect(uri, *, first_delay=5, max_delay=60, stop=None, **options):
         began = time.monotonic()
         try:
             websocket = connect(uri, **options)
-        except HandshakeError as error:
-            if error.response is not None and error.response.status_code < 500 and error.response.status_code != 429:
+        except (HandshakeError, OSError) as error:
+            status = error.response.status_code if getattr(error, 'response', None) is not None else 500
+            if status < 500 and status != 429:
                 raise
-            failure = error
-        except OSError as error:
-            failure = error
+            default_logger().info('no connection to %s: %s', quote(parse_uri(uri)[1]), quote(str(error)))
         else:
-            failure = None
             try:
                 yield websocket
             finally:
                 websocket.close()
             if time.monotonic() - began > delay:
                 delay = first_delay
-        if failure is not None:
-            default_logger().info('no connection to %s: %s', quote(uri), quote(str(failure)))
         jitter = int.from_bytes(os.urandom(4), 'big') / (1 << 32)
         stop.wait(delay * (jitter if delay == first_delay else 0.5 + jitter / 2))
         delay = min(max_delay, max(delay, 0.5) * 2)

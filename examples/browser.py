@@ -27,7 +27,7 @@ NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
 FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
          '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars')
 
-START_TIMEOUT = 30.0          # seconds; a cold start on a small board took eight
+START_TIMEOUT = 30.0          # seconds; generous, for a small board that starts it for the first time
 ANSWER_TIMEOUT = 20.0         # seconds for one command
 POLL_PERIOD = 0.05            # seconds between two questions of wait_for
 

@@ -72,10 +72,22 @@ def hello_message(device, source, sensors, rate, **more):
     return json.dumps({'hello': dict(more, device=device, source=source, rate=rate, sensors=described)})
 
 
-def sample_message(device, stamp, sensor, values):
-    """Return the text of one sample of one sensor; stamp in seconds since 1970, UTC."""
-    rounded = [round(value, 6) for value in values]
-    return json.dumps({'d': device, 't': round(stamp, 3), 's': {sensor: rounded if len(rounded) > 1 else rounded[0]}})
+def sample_message(device, stamp, reading):
+    """Return the text of one reading; stamp in seconds since 1970, UTC."""
+    samples = {}
+    for sensor, values in reading.items():
+        rounded = [round(value, 6) for value in values]
+        samples[sensor] = rounded if len(rounded) > 1 else rounded[0]
+    return json.dumps({'d': device, 't': round(stamp, 3), 's': samples})
+
+
+def sample_key(reading):
+    """Return the key under which a reading is sent: only a newer one of the same sensors may replace it unsent.
+
+    One message for all sensors, not one for each: twelve sensors ten times a second are more messages than a radio
+    with a round trip of 100 ms acknowledges (each sensor came 3.4 times).
+    """
+    return tuple(sorted(reading))
 
 
 def error_message(device, text):
@@ -333,7 +345,7 @@ class Sl4a(Source):
 ##############################################################################
 
 TERMUX_LIST_TIMEOUT = 8.0     # seconds; without the app `termux-sensor -l` never ends
-TERMUX_OBJECT = 1 << 16       # characters; an object of thirty sensors has four thousand
+TERMUX_OBJECT = 1 << 16       # characters; an object of thirty sensors has about four thousand
 
 TERMUX_SENSORS = (            # sensor, its Sensor, pattern of the phone's own name for it
     ('accel', Sensor('m/s²', XYZ), r'(?<!linear )acceleromet'),
@@ -987,12 +999,13 @@ def push(uri, source, rate, device):
 
 
 def send_news(ws, news, source, rate, device, identity):
-    """Send one Mailbox.take(); each sensor is a key of its own, so that the newest value overtakes on a slow radio."""
+    """Send one Mailbox.take(); on a slow radio newer readings replace those that wait."""
     sensors, samples, trouble = news
     if sensors is not None:
         ws.send(hello_message(device, source.name, sensors, rate, id=identity, simulated=source.simulated))
-    for sensor, (stamp, values) in samples.items():
-        ws.send(sample_message(device, stamp, sensor, values), key=sensor)
+    for stamp in sorted({stamp for stamp, _ in samples.values()}):
+        reading = {sensor: values for sensor, (then, values) in samples.items() if then == stamp}
+        ws.send(sample_message(device, stamp, reading), key=sample_key(reading))
     if trouble is not None:
         print(trouble, file=sys.stderr, flush=True)
         ws.send(error_message(device, trouble))
@@ -1001,6 +1014,9 @@ def send_news(ws, news, source, rate, device, identity):
 ##############################################################################
 # Command line
 ##############################################################################
+
+MAX_NAME = 60                 # characters of a device's or a sensor's name
+
 
 def device_name():
     """Return what people call this machine: the model of a phone, otherwise the host name."""
@@ -1038,7 +1054,7 @@ def main(argv=None):
     source = find_source(arguments.source)
     print('source: %s' % source.name, flush=True)
     try:
-        push(arguments.uri, source, arguments.rate, arguments.name or device_name())
+        push(arguments.uri, source, arguments.rate, arguments.name or device_name()[:MAX_NAME])
     except KeyboardInterrupt:
         return 0
     except ValueError as error:

@@ -25,16 +25,17 @@ import sys
 import threading
 
 import minws
-from examples.droid_sensor import (Reader, Sensor, add_source_options, device_name, error_message, find_source,
-                                   hello_message, numbers, sample_message)
+from examples.droid_sensor import (MAX_NAME, Reader, Sensor, add_source_options, device_name, error_message,
+                                   find_source, hello_message, numbers, sample_key, sample_message)
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
 
 MAX_MESSAGE = 1 << 16         # bytes a phone may send at once; a hello of sixty sensors has five thousand
 MAX_DEVICES = 32              # more charts than this nobody looks at, and each costs every browser
-MAX_SENSORS = 64              # of one device; the most sensors seen on a phone are about forty
+MAX_SENSORS = 64              # of one device; more than phones list
 MAX_AXES = 16                 # Android's longest: an uncalibrated pose
-MAX_NAME = 60                 # characters of a name or unit
+MAX_KEYS = 16                 # of one device; its sensors come all at once, or each at a time of its own
+MAX_REASON = 123              # bytes of a close reason, RFC 6455 5.5
 MAX_ERROR = 300               # characters of an error text
 
 
@@ -129,7 +130,8 @@ class Device:
         self.rate = rate
         self.simulated = simulated
         self.described = {}
-        self.samples = {}
+        self.samples = {}     # sensor -> (stamp, values)
+        self.keys = set()
         self.error = None
         self._lock = threading.Lock()
 
@@ -139,24 +141,34 @@ class Device:
     def sensors(self, sensors):
         with self._lock:
             self.described = sensors
-            self.hub.tell(self.hello())
+            self.hub.tell(self.hello(), key=(self.name, 'hello'))
 
     def reading(self, stamp, reading):
         with self._lock:
             self.error = None
-            for sensor, values in reading.items():
-                self.samples[sensor] = message = sample_message(self.name, stamp, sensor, values)
-                self.hub.tell(message, key=(self.name, sensor))
+            self.samples.update((sensor, (stamp, values)) for sensor, values in reading.items())
+            for part in self._parts(reading):
+                self.hub.tell(sample_message(self.name, stamp, part), key=(self.name, sample_key(part)))
+
+    def _parts(self, reading):
+        """Return the readings to send for one: itself, unless its sensors come in ever new combinations."""
+        key = sample_key(reading)
+        if key not in self.keys and len(self.keys) >= MAX_KEYS:
+            return [{sensor: values} for sensor, values in reading.items()]
+        self.keys.add(key)
+        return [reading]
 
     def trouble(self, text):
         with self._lock:
             self.error = error_message(self.name, text)
-            self.hub.tell(self.error)
+            self.hub.tell(self.error, key=(self.name, 'error'))
 
     def story(self):
         """Return the messages that bring a new browser up to date."""
         with self._lock:
-            return [self.hello()] + list(self.samples.values()) + ([self.error] if self.error else [])
+            last = [sample_message(self.name, stamp, {sensor: values})
+                    for sensor, (stamp, values) in self.samples.items()]
+            return [self.hello()] + last + ([self.error] if self.error else [])
 
 
 class Hub:
@@ -168,8 +180,11 @@ class Hub:
         self.phones = {}      # connection -> (id, Device), for those whose hello came
         self._lock = threading.Lock()
 
-    def tell(self, message, key=None):
-        """Send to every browser; to a slow one only the newest message of a key. Never blocks."""
+    def tell(self, message, key):
+        """Send to every browser; to a slow one of each key the newest message alone. Never blocks.
+
+        Nothing goes without a key: what a phone repeats without end must not fill the queue of a browser.
+        """
         self.server.broadcast(message, key=key, exclude=self._pushing())
 
     def _pushing(self):
@@ -203,7 +218,7 @@ class Hub:
                 device = self._take(ws, device, message)
         except BadMessage as bad:
             log('a push from %s was refused: %s' % (peer_name(ws), bad))
-            ws.close(bad.code, str(bad)[:100])
+            ws.close(bad.code, plain(bad)[:MAX_REASON])
         except minws.ConnectionClosed:
             pass  # phones come and go
         finally:
@@ -246,9 +261,13 @@ class Hub:
                 del self.devices[device.name]
 
 
+def plain(text):
+    """Return text in printable ASCII: what a peer put into it is no second line and does not move a cursor."""
+    return ascii(str(text))[1:-1]
+
+
 def log(line):
-    """Write a line to the standard error; what a peer put into it cannot be a second line or move the cursor."""
-    print(ascii(line)[1:-1], file=sys.stderr, flush=True)
+    print(plain(line), file=sys.stderr, flush=True)
 
 
 def peer_name(ws):
@@ -328,11 +347,18 @@ def sentence(error, host, port):
     return 'cannot listen at %s, port %d: %s' % (host, port, error.strerror or error)
 
 
+def port_number(text):
+    """Return the number in text; argparse makes a usage message of the errors."""
+    if not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError('a port is a number from 0 to 65535, not %s' % text)
+    return int(text)
+
+
 def main(argv=None):
     """Serve until Ctrl-C; return the exit status."""
     parser = argparse.ArgumentParser(prog='python3 -m examples.sensors', description='Live charts of sensor readings.')
     parser.add_argument('--host', default='0.0.0.0', help='address to listen at (default: every one of this machine)')
-    parser.add_argument('--port', type=int, default=9000, help='0 takes a free one (default: 9000)')
+    parser.add_argument('--port', type=port_number, default=9000, help='0 takes a free one (default: 9000)')
     add_source_options(parser)
     arguments = parser.parse_args(argv)
     source, hub = find_source(arguments.source), Hub()

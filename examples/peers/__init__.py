@@ -1,0 +1,1 @@
+"""minws and other implementations of WebSocket, on both ends of a connection: see __main__.py."""

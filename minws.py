@@ -1660,8 +1660,9 @@ def offered_subprotocols(request):
 
 def accept_response(request, subprotocol=None, extensions=(), server_header=None):
     """Return the Response with status 101 to a *request* that check_upgrade let pass, 4.2.2."""
-    headers = Headers([('Upgrade', 'websocket'), ('Connection', 'Upgrade'),
-                       ('Sec-WebSocket-Accept', accept_key(request.headers['Sec-WebSocket-Key']))])
+    headers = Headers()         # filled without the checks, 4 of 7 us, that what we say ourselves does not need
+    headers._lines += (b'Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n'
+                       % accept_key(request.headers['Sec-WebSocket-Key']).encode())
     chosen = format_extensions((extension.name, extension.params) for extension in extensions)
     for name, value in (('Sec-WebSocket-Protocol', subprotocol), ('Sec-WebSocket-Extensions', chosen or None),
                         ('Server', server_header)):
@@ -2765,6 +2766,9 @@ class WebSocket(Transport):
             self.flush()
         if self._dead or self._ended or self._mute:
             raise self._connection_closed()
+        with self._lock:
+            if self._chunk is not None:
+                self._blocked()         # somebody else writes the rest
 
     def _send_close(self, code, reason):
         """Send our close frame, once (*code* None: an empty one). The lock is held."""
@@ -2811,8 +2815,10 @@ class WebSocket(Transport):
                                 break
                         else:
                             self._control(event)
-                except ConnectionClosed:        # it wanted to answer, and we are closing: go on with the rest
-                    continue
+                except ConnectionClosed:
+                    if self.state is State.OPEN and not self._mute:
+                        raise       # it is about another connection, and a mistake like any other
+                    continue        # it wanted to answer, and we are closing: go on with the rest
                 if self.stream is None or not self.stream.paused or self._failed:
                     break
                 if self._loop is not None:
@@ -2836,10 +2842,9 @@ class WebSocket(Transport):
         """Call a user's *callback* outside the dispatch of messages."""
         try:
             callback(*args)
-        except ConnectionClosed:
-            pass
-        except Exception:
-            self._callback_failed()
+        except Exception as error:
+            if not isinstance(error, ConnectionClosed) or self.state is State.OPEN and not self._mute:
+                self._callback_failed()
 
     def _callback_failed(self):
         self.logger.error('%s: exception in a callback', format_addresses(self), exc_info=True)

@@ -8697,6 +8697,21 @@ def test_F04_every_frame_vector_in_a_thousand_random_splits():
     assert result.returncode == 0, result.stdout.decode()[-3000:]
 
 
+def test_a_callback_that_sends_on_another_connection_that_is_closed_is_a_mistake_of_its_own(manager, errors):
+    gone, other = minws.pair()
+    threading.Thread(target=other.close).start()
+    gone.close()
+
+    class Relay(minws.WebSocket):
+        def received_message(self, message):
+            gone.send(message.data)
+
+    _, peer = managed(manager, Relay)
+    peer.send(TEXT, b'x')
+    assert peer.read_frame()[1][:2] == b'\x03\xf3'
+    assert len(errors()) == 1 and 'callback' in errors()[0].getMessage()
+
+
 ########################################################################################################################
 # README
 #

@@ -867,10 +867,10 @@ class Stream:
     @property
     def sharing(self):
         """What streams must have in common for a frame encoded by one to be right for the other; None: nothing is."""
-        if not self.extensions and not self.always_mask:
-            return ()
-        kinds = tuple(extension.sharing for extension in self.extensions)
-        return None if self.always_mask or None in kinds else kinds
+        if self.always_mask:
+            return None
+        kinds = tuple([extension.sharing for extension in self.extensions]) if self.extensions else ()
+        return None if None in kinds else kinds
 
     # Out
 
@@ -3691,14 +3691,14 @@ class WebSocketManager(Loop, threading.Thread):
     @property
     def websockets(self):
         """The websockets of this moment: a dict of each to itself, so that iteration and values() both give them."""
-        return {entry: entry for entry in list(self._entries.values())
-                if isinstance(entry, WebSocket) or not isinstance(entry, Transport)}
+        return {websocket: websocket for websocket in self}
 
     def __len__(self):
-        return len(self.websockets)
+        return len(list(iter(self)))
 
     def __iter__(self):
-        return iter(self.websockets)
+        return iter([entry for entry in list(self._entries.values())
+                     if isinstance(entry, WebSocket) or not isinstance(entry, Transport)])
 
     def __contains__(self, websocket):
         return websocket in list(self._entries.values())
@@ -3753,7 +3753,7 @@ class WebSocketManager(Loop, threading.Thread):
             return
         self._share()
         encoded = {}
-        for websocket in self.websockets:
+        for websocket in self:
             if websocket not in exclude:
                 send_shared(websocket, frames, encoded, key)
 
@@ -3762,12 +3762,12 @@ class WebSocketManager(Loop, threading.Thread):
         if self._shared and threading.get_ident() == self._thread_id:
             frames, self._shared, self._shared_size = self._shared, [], 0
             encoded = {}
-            for websocket in self.websockets:
+            for websocket in self:
                 send_shared(websocket, frames, encoded)
 
     def close_all(self, code=1001, message='Server is shutting down'):
         """Begin the closing handshake with everybody; does not wait for them."""
-        for websocket in self.websockets:
+        for websocket in self:
             try:
                 websocket.close(code, message)
             except Exception:
@@ -3810,7 +3810,7 @@ class WebSocketManager(Loop, threading.Thread):
         if self._on_stop is not None:
             self._on_stop()
         self.close_all()
-        timeouts = [getattr(websocket, 'close_timeout', None) for websocket in self.websockets]
+        timeouts = [getattr(websocket, 'close_timeout', None) for websocket in self]
         deadline = time.monotonic() + max([timeout for timeout in timeouts if timeout.__class__ in (int, float)] or [0])
         while len(self) and time.monotonic() < deadline:
             self._next = min(self._next, deadline)
@@ -4320,7 +4320,7 @@ class Server:
     @property
     def connections(self):
         with self._guard:
-            return self._blocking.union(self.manager.websockets)
+            return self._blocking.union(self.manager)
 
     def fileno(self):
         """Return the descriptor of the first listening socket."""

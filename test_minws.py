@@ -8065,6 +8065,7 @@ def test_a_stuck_blocking_sender_is_dropped_in_time_and_never_holds_up_the_loop(
     with hosting({'/stuck': endless, '/echo': minws.EchoWebSocket, '/blocking': echo}, ping_interval=None) as server:
         stuck = never_reading(server.port, '/stuck')
         others = [shake(server.port, path) for path in ('/echo', '/blocking')]
+        wait_until(lambda: len(server.connections) == 3)
         slowest = 0
         while not ended:
             for peer in others:

@@ -2045,7 +2045,7 @@ class Transport:
                 if self._tls and isinstance(error, (sys.modules['ssl'].SSLWantReadError,
                                                     sys.modules['ssl'].SSLWantWriteError)):
                     break
-                self._give_up(error)
+                self._give_up()
                 chunk = None
                 break
             self._queued -= sent
@@ -2117,7 +2117,7 @@ class Transport:
         except OSError:
             pass        # the peer was faster
 
-    def _give_up(self, error):
+    def _give_up(self):
         """Nothing can be written any more; what has arrived can still be read, up to the end that follows."""
         del self._out[:]
         self._queued, self._stalled, self._mute = 0, None, True
@@ -3694,7 +3694,7 @@ class WebSocketManager(Loop, threading.Thread):
         return {websocket: websocket for websocket in self}
 
     def __len__(self):
-        return len(list(iter(self)))
+        return sum(1 for _ in self)
 
     def __iter__(self):
         return iter([entry for entry in list(self._entries.values())
@@ -4809,7 +4809,7 @@ def exchange_heads(websocket, request, deadline=None):
     Bytes behind the head are left for the *websocket* to read.
     """
     with websocket._lock:
-        Transport._transmit(websocket, request)
+        websocket._transmit(request)
     data = bytearray()
     for _ in range(8):          # answers with 1xx, of which a few are tolerated
         searched, end = len(data), find_head_end(data)

@@ -3334,10 +3334,10 @@ class WebSocket(Transport):
 
     def _room(self):
         """Return how many more messages may be queued. Their bytes count too: two messages of the largest size."""
-        inbox = self._inbox
+        inbox, stream = self._inbox, self.stream
         count = len(inbox.messages)
         inbox.full = count >= inbox.high or inbox.full and count > inbox.low
-        if inbox.full or count and sum(map(len, list(inbox.messages))) > 2 * self.stream.max_size:
+        if stream is None or inbox.full or count and sum(map(len, list(inbox.messages))) > 2 * stream.max_size:
             return 0
         return inbox.high - count
 

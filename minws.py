@@ -923,9 +923,7 @@ class Stream:
         special = self.raw or self._watched or self.max_size < 125 or self.max_fragment < 125
         idle = self._first is None and not self._opcode and not special
         try:
-            for _ in range(limit):
-                if pos >= end:
-                    break
+            while pos < end and len(events) < limit:
                 first = data[pos]
                 start = pos + head
                 if idle and (first == 0x81 or first == 0x82) and start <= end:
@@ -956,8 +954,6 @@ class Stream:
                 if self.ended:
                     end = pos
                 idle = self._first is None and not self._opcode and not special
-            else:
-                self.paused = pos < end
         except (WebSocketException, UnicodeDecodeError) as error:
             if not isinstance(error, WebSocketException):
                 error = TextFrameEncodingException('text is not UTF-8')
@@ -965,7 +961,7 @@ class Stream:
             end = pos
             events.append(error)
         if pos < end:
-            self._kept, self._pos = data, pos
+            self._kept, self._pos, self.paused = data, pos, len(events) >= limit
         elif self._kept:
             self._kept, self._pos = b'', 0
         return events
@@ -2207,10 +2203,11 @@ class Loop:
                 self._serve(entry, fd)
             elif self._wakers and fd == self._wakers[0].fileno():
                 self._wakers[0].recv(4096)
-        for _ in range(len(self._again)):
-            entry = self._again.popleft()
-            if entries.get(entry._fd) is entry:
-                self._serve(entry, entry._fd)
+        if self._again:
+            for _ in range(len(self._again)):
+                entry = self._again.popleft()
+                if entries.get(entry._fd) is entry:
+                    self._serve(entry, entry._fd)
         if not self._smart:
             for entry in list(entries.values()):
                 if isinstance(entry, Transport):
@@ -2756,7 +2753,8 @@ class WebSocket(Transport):
                                 break
                         else:
                             self._control(event)
-                    events = self._paused_events()
+                    stream = self.stream
+                    events = self._paused_events() if stream is not None and stream.paused else None
                 except ConnectionClosed:        # it wanted to answer, and we are closing: go on with the rest
                     if self.state is State.OPEN and not self._mute:
                         raise       # it is about another connection, and a mistake like any other
@@ -2776,11 +2774,11 @@ class WebSocket(Transport):
 
     def _paused_events(self):
         """Return more events of a batch that was too large for one turn, or None; a loop gives others their turn."""
-        if self.stream is None or not self.stream.paused or self._failed:
+        if self._failed:
             return None
-        if self._loop is not None:
-            return self._loop.again(self)
-        return iter(self.stream.receive())
+        if self._loop is None:
+            return iter(self.stream.receive())
+        return self._loop.again(self)
 
     def _call(self, callback, *args):
         """Call a user's *callback* outside the dispatch of messages."""
@@ -2963,7 +2961,7 @@ class WebSocket(Transport):
                 self._report_sent()
             if self._dead or self.sock is None:
                 return False
-            if self.stream is not None and self.stream.paused:
+            if self.stream is not None and self.stream.paused and not self._failed:
                 return self._dispatch(self.stream.receive())
             data = self._read()
         except (OSError, TypeError) as error:
@@ -3203,20 +3201,21 @@ class WebSocket(Transport):
         """
         inbox = self._inbox
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not ready() and not self._ended:
+        while True:
             if inbox.reader.acquire(False):
                 try:
                     if not ready():
                         self._pump(timeout)
                 finally:
                     inbox.release()
-            elif timeout is None or timeout > 0:
+            elif not ready() and not self._ended and (timeout is None or timeout > 0):
                 inbox.await_release(timeout)
+            if ready() or self._ended:
+                return ready()
             if deadline is not None:
                 timeout = deadline - time.monotonic()
                 if timeout <= 0:
-                    break
-        return ready()
+                    return False
 
     def _pump(self, timeout=0):
         """Read once, waiting at most *timeout* seconds, and queue what came. The caller has the reader's role."""

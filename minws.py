@@ -3641,18 +3641,13 @@ class WebSocketManager(Loop, threading.Thread):
                 self._share()
             return
         self._share()
-        encoded = {}
-        for websocket in self:
-            if websocket not in exclude:
-                send_shared(websocket, frames, encoded, key)
+        share([websocket for websocket in self if websocket not in exclude], frames, key)
 
     def _share(self):
         """Send what was broadcast in this turn: joined once for all (1.15 times a raw loop; each for himself: 1.5)."""
         if self._shared and threading.get_ident() == self._thread_id:
             frames, self._shared, self._shared_size = self._shared, [], 0
-            encoded = {}
-            for websocket in self:
-                send_shared(websocket, frames, encoded)
+            share(self, frames)
 
     def close_all(self, code=1001, message='Server is shutting down'):
         """Begin the closing handshake with everybody; does not wait for them."""
@@ -3731,37 +3726,43 @@ def shared_frames(message, binary=None, key=None):
             for index, (opcode, data) in enumerate(parts)]
 
 
-def send_shared(websocket, frames, encoded, key=None):
-    """Send broadcast *frames* to one peer; *encoded* keeps them, encoded and joined, for those like it."""
-    try:
-        if not isinstance(websocket, WebSocket):
-            for opcode, data, _ in frames:
-                websocket.send(data, opcode == OPCODE_BINARY)
-            return
-        stream = websocket.stream
-        if stream is None:
-            return
-        sharing = stream.sharing
-        joined = encoded.get(sharing) if sharing is not None else None
-        if key is not None and sharing is None:
-            websocket._send_latest(key, frames[0][:2])
-            return
-        with websocket._lock:
-            websocket._check_open()
-            if joined is None:
-                joined = b''.join([stream.encode(opcode, data, fin) for opcode, data, fin in frames])
-                if sharing is not None:
-                    encoded[sharing] = joined
-            if key is not None:
-                websocket._send_latest(key, frames[0][:2], joined)
-            elif websocket._queued > WRITE_HARD:
-                websocket._drop()
-            else:
-                websocket._transmit(joined)
-    except (WebSocketException, OSError) as error:
-        default_logger().debug('broadcast: %s', quote(str(error)))
+def share(websockets, frames, key=None):
+    """Send broadcast *frames* to each of *websockets*, encoded and joined once for those alike; any thread.
+
+    Nobody is waited for, and who cannot take it misses it.
+    """
+    encoded = {}
+    for websocket in websockets:
+        try:
+            if not isinstance(websocket, WebSocket):
+                for opcode, data, _ in frames:
+                    websocket.send(data, opcode == OPCODE_BINARY)
+                continue
+            with websocket._lock:
+                if websocket._swift and websocket._chunk is None and () in encoded and key is None:
+                    websocket._out.append(encoded[()])      # the common case, written out: 0.5 of 1.3 us
+                    if websocket._corked is None:
+                        websocket._flush()
+                else:
+                    _share_with(websocket, frames, encoded, key)
+        except (WebSocketException, OSError) as error:
+            default_logger().debug('broadcast: %s', quote(str(error)))
 
 
+def _share_with(websocket, frames, encoded, key):
+    websocket._check_open()
+    stream = websocket.stream
+    joined = encoded.get(stream.sharing)
+    if joined is None and (key is None or stream.sharing is not None):
+        joined = b''.join([stream.encode(*frame) for frame in frames])
+        if stream.sharing is not None:
+            encoded[stream.sharing] = joined
+    if key is not None:
+        websocket._send_latest(key, frames[0][:2], joined)
+    elif websocket._queued > WRITE_HARD:
+        websocket._drop()
+    else:
+        websocket._transmit(joined)
 ########################################################################################################################
 # 10. Server
 #
@@ -4304,9 +4305,7 @@ class Server:
         self.manager.broadcast(message, binary, key=key, exclude=exclude)
         with self._guard:
             blocking = self._blocking.difference(exclude)
-        encoded = {}
-        for websocket in blocking:
-            send_shared(websocket, frames, encoded, key)
+        share(blocking, frames, key)
 
     def last(self, key=None):
         """Return the last message broadcast with *key*, or None; without a key, a dict of all: for who joins late."""

@@ -2495,8 +2495,9 @@ class WebSocket(Transport):
             if self._swift and len(data) < 126 and self._chunk is None:
                 # the common case, written out: 0.5 of 1.0 us
                 self._out.append(SHORT_HEADS[0x80 | opcode][len(data)] + data)
-                if self._corked is None or len(self._out) > 64 or self._corked != threading.get_ident():
-                    self._flush()
+                if self._corked == threading.get_ident() and len(self._out) < 64:
+                    return
+                self._flush()
             else:
                 self._check_open()
                 self._transmit_message(opcode, data)
@@ -2913,14 +2914,14 @@ class WebSocket(Transport):
         self._due = self._next_due()
 
     def _keep_alive(self, now):
-        """Send a keepalive ping, or judge the last one: any byte since then is a sign of life."""
+        """Send a keepalive ping, or judge the last one: any byte since then, read or not, is a sign of life."""
         late = now > self._ping_due + PING_TIMEOUT / 2     # the whole process slept: nobody else is to blame
         if not self._ping_out:
             self._alive = False
             if self._try(self.ping):
                 self._ping_out = self.ping_timeout is not None
                 self._ping_due = now + (self.ping_timeout if self._ping_out else self.ping_interval)
-        elif self._alive or late or not self._reading():
+        elif self._alive or late or not self._reading() or self._wait(READ, 0):
             self._ping_out = False
             self._ping_due = now if late else now + max(0, self.ping_interval - self.ping_timeout)
         else:

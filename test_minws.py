@@ -3572,6 +3572,16 @@ def test_ping_interval_none_sends_no_pings(echoing):
 
 
 @pytest.mark.slow
+def test_a_pong_that_nobody_has_read_yet_is_a_sign_of_life():
+    done = threading.Event()
+    with serving(lambda ws: done.wait(DEADLINE), ping_interval=0.05, ping_timeout=0.02) as server:
+        peer = shake(server.port)
+        for _ in range(20):     # the handler does not read, and the keeper comes later than the verdict
+            peer.send(PONG, peer.read_until(PING))
+        done.set()
+        assert peer.read_until(CLOSE) == NORMAL
+
+
 def test_a_full_receive_queue_stops_reading_and_is_no_ping_timeout():
     go, got = threading.Event(), []
 
@@ -3855,6 +3865,24 @@ def test_V32_F67_an_exception_in_a_callback_is_1011_and_harms_nobody_else(name, 
         assert good.read_frame() == (TEXT, b'still here')
         wait_until(errors)
     assert len(errors()) == 1 and errors()[0].exc_info and len(kind.closings()) == 1
+
+
+def test_V32_nothing_is_handed_over_after_a_callback_has_failed(errors):
+    calls = []
+
+    class Bad(minws.EchoWebSocket):
+        def received_message(self, message):
+            calls.append(message.data)
+            raise KeyError('mine')
+
+    with serving(Bad) as server:
+        peer = shake(server.port)
+        peer.sock.sendall(mask_frame(frame(0x81, b'x')) * (2 * minws.BATCH))
+        assert peer.read_until(CLOSE)[:2] == b'\x03\xf3'
+        peer.send(TEXT, b'more')
+        peer.finish()
+        assert peer.read_to_end() == b''
+    assert calls == [b'x']
 
 
 def test_V32_an_exception_in_closed_is_logged_and_the_loop_lives(errors):

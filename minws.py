@@ -44,65 +44,55 @@ __version__ = '1.0.0'
 ########################################################################################################################
 # 1. Constants and errors
 #
-# Numbers of RFC 6455, the limits with the reason for each, and the exceptions. An exception that a peer's mistake
-# causes carries the close code (or HTTP status) that the peer must see; a caller's mistake is a built-in exception.
+# Numbers of RFC 6455, limits with their reasons, exceptions: those that a peer's mistake causes carry the close code
+# (or HTTP status) that it must see; a caller's mistake is a built-in exception.
 
-OPCODE_CONTINUATION = 0x0
-OPCODE_TEXT = 0x1
-OPCODE_BINARY = 0x2
-OPCODE_CLOSE = 0x8
-OPCODE_PING = 0x9
-OPCODE_PONG = 0xA
-OPCODES = frozenset((OPCODE_CONTINUATION, OPCODE_TEXT, OPCODE_BINARY, OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG))
+OPCODE_CONTINUATION, OPCODE_TEXT, OPCODE_BINARY = 0x0, 0x1, 0x2
+OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG = 0x8, 0x9, 0xA
+OPCODES = frozenset((0x0, 0x1, 0x2, 0x8, 0x9, 0xA))
 
 WS_KEY = b'258EAFA5-E914-47DA-95CA-C5AB0DC85B11'    # RFC 6455 1.3
 WS_VERSION = 13
 
-# RFC 6455 7.4.1 and the registry of close codes: what may stand in a close frame, besides 3000 to 4999.
-SENDABLE_CLOSE_CODES = frozenset((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014))
-
 UNLIMITED = sys.maxsize
-MAX_SIZE = 1 << 20              # bytes of a message: a phone has room for a few of them
-MAX_FRAGMENTS = 1024            # fragments of a message, or max_size / 64 if that is more: empty ones must not be free
-MAX_QUEUE = 16                  # received messages that wait for recv; beyond, the peer's own buffers fill
-MAX_HEAD = 16 << 10             # bytes of a request or response head; browsers send 0.5 to 8 KiB, most of it cookies
-MAX_LINE = 8 << 10              # bytes of one line of it, as nginx and Apache have it
-MAX_HEADERS = 64                # lines of it
-MAX_HANDSHAKES = 64             # opening handshakes in progress; one more and the oldest gives way
-MAX_THREADS = 256               # blocking connections of a server, each with its thread
-MAX_MANAGED = 10000             # connections of a server that its one loop serves
-OPEN_TIMEOUT = 10               # seconds from accept or connect to the end of the handshake, TLS included
-CLOSE_TIMEOUT = 5               # seconds that a peer has to answer our close frame
-DRAIN_TIMEOUT = 1               # seconds that a server reads on after the closing handshake, lest TCP resets
-PING_INTERVAL = 20              # seconds between keepalive pings; NAT tables of phone networks forget after 30 and more
-PING_TIMEOUT = 20               # seconds without any byte after a ping, then the peer is gone
-READ_SIZE = 1 << 16             # bytes asked of one recv(): 13 us more at 256 KiB for a buffer that is mostly empty
-WRITE_SOFT = 1 << 16            # unsent bytes at which a blocking sender waits and a managed peer is not read
-WRITE_HARD = 1 << 20            # unsent bytes at which a peer that does not read is dropped
-WRITE_TIMEOUT = 10              # seconds in which the kernel takes no byte for a peer, then it is dropped
-TURN = 0.25                     # seconds between two looks at connections that nobody reads, and at the clocks
-WINDOW = 4                      # keyed messages in flight: enough for 40 a second at 100 ms round trip, and never stale
-PATIENCE = 1                    # seconds after which a peer that answers no pings gets the next of them
-BATCH = 1024                    # messages handed over in one go; then others have their turn
-LOG_TEXT = 200                  # characters of a peer's text in a log line
+MAX_SIZE = 1 << 20      # bytes of a message: a phone has room for a few of them
+MAX_FRAGMENTS = 1024    # fragments of a message, or max_size / 64 if that is more: empty ones must not be free
+MAX_QUEUE = 16          # received messages that wait for recv; beyond, the peer's own buffers fill
+MAX_HEAD = 16 << 10     # bytes of a request or response head; browsers send 0.5 to 8 KiB, most of it cookies
+MAX_LINE = 8 << 10      # bytes of one line of it, as nginx and Apache have it
+MAX_HEADERS = 64        # lines of it
+MAX_HANDSHAKES = 64     # opening handshakes in progress; one more and the oldest gives way
+MAX_THREADS = 256       # blocking connections of a server, each with its thread
+MAX_MANAGED = 10000     # connections of a server that its one loop serves
+OPEN_TIMEOUT = 10       # seconds from accept or connect to the end of the handshake, TLS included
+CLOSE_TIMEOUT = 5       # seconds that a peer has to answer our close frame
+DRAIN_TIMEOUT = 1       # seconds that a server reads on after the closing handshake, lest TCP resets
+PING_INTERVAL = 20      # seconds between pings; NAT tables of phone networks forget after 30 and more
+PING_TIMEOUT = 20       # seconds without any byte after a ping, then the peer is gone
+READ_SIZE = 1 << 16     # bytes asked of one recv(): 256 KiB cost 13 us more, for a buffer that is mostly empty
+WRITE_SOFT = 1 << 16    # unsent bytes at which a blocking sender waits and a managed peer is not read
+WRITE_HARD = 1 << 20    # unsent bytes at which a peer that does not read is dropped
+WRITE_TIMEOUT = 10      # seconds in which the kernel takes no byte for a peer, then it is dropped
+TURN = 0.25             # seconds between two looks at connections that nobody reads, and at the clocks
+WINDOW = 4              # keyed messages in flight: 40 a second at 100 ms round trip, and never stale
+PATIENCE = 1            # seconds after which a peer that answers no pings gets the next of them
+BATCH = 1024            # messages handed over in one go; then others have their turn
+
+_BYTES = (bytes, bytearray, memoryview)
 
 
 class State:
-    """The states of a connection, RFC 6455 4.1 and 7.1, as plain ints (``ws.state is State.OPEN`` holds)."""
+    """The states of a connection, plain ints: ``ws.state is State.OPEN`` holds."""
     CONNECTING, OPEN, CLOSING, CLOSED = range(4)
 
 
 class WebSocketException(Exception):
-    """Base of all exceptions of this file.
-
-    ``code`` is the close code that tells the peer (RFC 6455 7.4.1).
-    """
+    """Base of all exceptions of this file; ``code`` is the close code that tells the peer."""
     code = 1002
 
     def __init__(self, message='', code=None):
         Exception.__init__(self, message)
-        if code is not None:
-            self.code = code
+        self.code = code or self.code
 
 
 class ProtocolException(WebSocketException):
@@ -114,7 +104,7 @@ class FrameTooLargeException(WebSocketException):
     code = 1009
 
 
-class UnsupportedFrameTypeException(WebSocketException):
+class UnsupportedFrameTypeException(ProtocolException):
     """A frame has a reserved opcode."""
 
 
@@ -133,34 +123,30 @@ class StreamClosed(WebSocketException):
 
 
 class HandshakeError(WebSocketException):
-    """The opening handshake failed.
+    """The opening handshake failed: ``status`` and ``headers`` (pairs) are to be answered, with HTTP.
 
-    ``status`` is the HTTP status to answer with, ``headers`` pairs for that answer; on a client ``response`` is the
-    Response that was refused, or None.
+    On a client ``response`` is the Response that was refused, or None.
     """
 
     def __init__(self, msg, status=400, headers=(), response=None):
         WebSocketException.__init__(self, msg)
-        self.status = status
-        self.headers = headers
-        self.response = response
+        self.status, self.headers, self.response = status, headers, response
 
 
 class ConcurrencyError(WebSocketException):
-    """Two threads want what only one can have: two recv(), or recv() on a connection that somebody else reads."""
+    """Two want what only one can have: two recv(), or recv() on a connection that somebody else reads."""
 
 
 class ConnectionClosed(WebSocketException, RuntimeError):
-    """The connection is closed. ``code`` and ``reason`` (str) are those of the peer, 1006 without its close frame.
+    """The connection is closed, with the peer's ``code`` and ``reason`` (str), 1006 if it sent no close frame.
 
     ``rcvd`` and ``sent`` are the close frames as (code, reason) or None.
     """
 
     def __init__(self, code=1006, reason='', rcvd=None, sent=None):
-        WebSocketException.__init__(self, 'connection closed: %s' % _describe_close(code, reason, rcvd, sent), code)
-        self.reason = reason
-        self.rcvd = rcvd
-        self.sent = sent
+        how = quote(reason) if rcvd else 'no close frame received, sent %s' % quote(sent)
+        WebSocketException.__init__(self, 'connection closed: %d, %s' % (code, how), code)
+        self.reason, self.rcvd, self.sent = reason, rcvd, sent
 
 
 class ConnectionClosedOK(ConnectionClosed):
@@ -171,34 +157,25 @@ class ConnectionClosedError(ConnectionClosed):
     """Closed with another code, by an error, or without a closing handshake."""
 
 
-def _describe_close(code, reason, rcvd, sent):
-    if rcvd is None:
-        sent = 'sent %d %s' % (sent[0], quote(sent[1])) if sent else 'none sent'
-        return '%d, no close frame received, %s' % (code, sent)
-    return '%d %s' % (code, quote(reason)) if reason else str(code)
-
-
 def valid_close_code(code):
-    """Tell whether *code* (int) may stand in a close frame."""
-    return code in SENDABLE_CLOSE_CODES or 3000 <= code <= 4999
+    """Tell whether *code* (int) may stand in a close frame, 7.4.1 and the registry."""
+    return 1000 <= code <= 1014 and code not in (1004, 1005, 1006) or 3000 <= code <= 4999
 
 
 class _StandardError:
-    """What logs where the standard library has no logging module: warnings and worse go to stderr."""
-
-    def debug(self, message, *args, **_):
-        pass
-
-    info = debug
+    """Logs where the standard library has no logging module: warnings and errors go to stderr."""
 
     def warning(self, message, *args, **_):
         sys.stderr.write('minws: %s\n' % (message % args))
 
-    error = warning
+    def debug(self, *_, **__):
+        pass
+
+    error, info = warning, debug
 
 
 def default_logger():
-    """Return the logger 'minws', or a stand-in that writes warnings to stderr where logging is not installed."""
+    """Return the logger 'minws', or where logging is not installed a stand-in."""
     try:
         import logging      # 5.8 ms that nobody pays who has nothing to log
     except ImportError:
@@ -207,24 +184,21 @@ def default_logger():
 
 
 def configure_logger(stdout=True, filepath=None, level=20):
-    """Log to stdout and, if given, the file *filepath*, from *level* (20 is logging.INFO) on; return the logger."""
+    """Log to stdout and the file *filepath*, if given, from *level* (20 is logging.INFO) on; return the logger."""
     import logging
     logger = logging.getLogger('minws')
     logger.setLevel(level)
-    formatter = logging.Formatter('[%(asctime)s] %(levelname)s %(message)s')
-    handlers = [logging.FileHandler(filepath)] if filepath else []
-    if stdout:
-        handlers.append(logging.StreamHandler(sys.stdout))
-    for handler in handlers:
-        handler.setFormatter(formatter)
+    handlers = [logging.StreamHandler(sys.stdout)] if stdout else []
+    for handler in handlers + ([logging.FileHandler(filepath)] if filepath else []):
+        handler.setFormatter(logging.Formatter('[%(asctime)s] %(levelname)s %(message)s'))
         logger.addHandler(handler)
     return logger
 
 
 def quote(text):
-    """Return a peer's *text* (any object) as ASCII for a log line: escaped, and cut after 200 characters."""
+    """Return a peer's *text* (any object) for a log line: in ASCII, escaped, cut after 200 characters."""
     text = ascii(text)
-    return text if len(text) <= LOG_TEXT else text[:LOG_TEXT] + '...'
+    return text if len(text) <= 200 else text[:200] + '...'
 
 
 ########################################################################################################################
@@ -247,8 +221,8 @@ _REPEAT_256 = int.from_bytes(b'\1' * 256, 'little')
 def apply_mask(data, key):
     """Return *data* (bytes-like) XOR the repeated 4-byte *key*, as bytes or bytearray: masks and unmasks, 5.3.
 
-    One big integer is the fastest up to 2 KiB (289 MB/s at 125 bytes, 19 with a loop); above it four strided
-    translations are (1.3 GB/s against 0.5 at 64 KiB), with tables made for the key at hand in 1 us.
+    One big integer is the fastest up to 2 KiB (289 MB/s at 125 bytes, a loop 19), above it four strided translations
+    are (1.3 GB/s at 64 KiB against 0.5; by blocks is no faster), with tables for the key at hand, made in 1 us.
     """
     size = len(data)
     if size < 2048:
@@ -278,7 +252,7 @@ SHORT_HEADS = _ShortHeads()
 
 
 def pack_frame_head(first, length, masked=0):
-    """Return a header: *first* is its first byte, *masked* 128 or 0, *length* the payload's in bytes."""
+    """Return a header: its *first* byte, 128 if *masked*, the payload's *length* in bytes."""
     if length < 126:
         return bytes((first, masked | length)) if masked else SHORT_HEADS[first][length]
     if length < 65536:
@@ -289,7 +263,7 @@ def pack_frame_head(first, length, masked=0):
 
 
 def pack_frame(first, payload, key=None):
-    """Return a whole frame: *first* is its first byte, *payload* bytes-like, *key* the masking key or None."""
+    """Return a frame: its *first* byte, the *payload* (bytes-like), the masking *key* or None."""
     if key is None:
         return pack_frame_head(first, len(payload)) + payload
     return pack_frame_head(first, len(payload), 128) + key + apply_mask(payload, key)
@@ -298,9 +272,9 @@ def pack_frame(first, payload, key=None):
 def parse_frame_head(data, pos=0, rsv=0):
     """Parse the frame header at data[pos:], by the rules of RFC 6455 5.2 and 5.5.
 
-    *rsv* has the bits of the first byte (0x70) that extensions negotiated. Return (first byte, masking key or None,
-    payload length, position of the payload), or the number of bytes that are still wanted (an int). Raise
-    ProtocolException, UnsupportedFrameTypeException or FrameTooLargeException at the first byte that breaks a rule.
+    *rsv* has the bits of the first byte (0x70) that extensions own. Return (first byte, masking key or None, length and
+    position of the payload), or the number of bytes that are still wanted, an int. ProtocolException or
+    FrameTooLargeException at the first byte that breaks a rule.
     """
     have = len(data) - pos
     if not have:
@@ -322,40 +296,31 @@ def parse_frame_head(data, pos=0, rsv=0):
     wanted = size + (second >> 5 & 4) - have
     if wanted > 0:
         return wanted
-    if size == 4:
-        length, = struct.unpack_from('!H', data, pos + 2)
-    elif size == 10:
-        length, = struct.unpack_from('!Q', data, pos + 2)
+    start = pos + size
+    if size > 2:
+        length = int.from_bytes(data[pos + 2:start], 'big')
         if length >> 63:
             raise FrameTooLargeException('length of 2**63 or more', 1002)
-    if size == 4 and length < 126 or size == 10 and length < 65536:
-        raise ProtocolException('length is not in its shortest form')
-    pos += size
+        if length < (126 if size == 4 else 65536):
+            raise ProtocolException('length is not in its shortest form')
     if second & 0x80:
-        return first, bytes(data[pos:pos + 4]), length, pos + 4
-    return first, None, length, pos
+        return first, bytes(data[start:start + 4]), length, start + 4
+    return first, None, length, start
 
 
 class Frame:
     """One frame, RFC 6455 5.2: attributes ``opcode body masking_key fin rsv1 rsv2 rsv3 payload_length``.
 
     ``parser`` is a started generator: ``send(bytes)``, in any slicing, returns the number of bytes wanted next, 0 at
-    the end of the frame, whose ``body`` is then as it was on the wire: ``unmask(body)`` if there is a ``masking_key``.
-    Bytes beyond the frame are ignored. It raises what parse_frame_head raises, and
-    ProtocolException for reserved opcodes.
+    the end, and raises what parse_frame_head raises; bytes beyond the frame are ignored. The ``body`` is then as it was
+    on the wire: ``unmask(body)``.
     """
 
     def __init__(self, opcode=None, body=b'', masking_key=None, fin=0, rsv1=0, rsv2=0, rsv3=0):
-        if not isinstance(body, (bytes, bytearray, memoryview)):
+        if not isinstance(body, _BYTES):
             raise TypeError('the body of a frame is bytes, not %s' % type(body).__name__)
-        self.opcode = opcode
-        self.body = body
-        self.masking_key = masking_key
-        self.fin = fin
-        self.rsv1 = rsv1
-        self.rsv2 = rsv2
-        self.rsv3 = rsv3
-        self.payload_length = len(body)
+        self.opcode, self.body, self.masking_key, self.payload_length = opcode, body, masking_key, len(body)
+        self.fin, self.rsv1, self.rsv2, self.rsv3 = fin, rsv1, rsv2, rsv3
         self._parser = None
 
     @property
@@ -367,38 +332,29 @@ class Frame:
 
     @property
     def rsv(self):
-        """The reserved bits at their place in the first byte."""
+        """The reserved bits, at their place in the first byte."""
         return self.rsv1 << 6 | self.rsv2 << 5 | self.rsv3 << 4
 
     def build(self):
-        """Return the frame as bytes. ValueError for fin or a reserved bit that is not 0 or 1 and reserved opcodes."""
-        for name in ('fin', 'rsv1', 'rsv2', 'rsv3'):
-            if getattr(self, name) not in (0, 1):
-                raise ValueError('%s is 0 or 1, not %r' % (name, getattr(self, name)))
-        if self.opcode not in OPCODES:
-            raise ValueError('reserved opcode %r' % (self.opcode,))
-        if self.payload_length >> 63:
-            raise FrameTooLargeException('a frame has less than 2**63 bytes')
+        """Return the frame as bytes; ValueError for a bit that is not 0 or 1 and for reserved opcodes."""
+        if self.opcode not in OPCODES or not {self.fin, self.rsv1, self.rsv2, self.rsv3} <= {0, 1}:
+            raise ValueError('fin and rsv1 to rsv3 are 0 or 1, and opcode %r is known' % (self.opcode,))
+        pack_frame_head(0, self.payload_length)     # raises if it is too large
         return pack_frame(self.fin << 7 | self.rsv | self.opcode, self.body, self.masking_key or None)
 
     def mask(self, data):
-        """Return *data* masked, or unmasked, with the frame's masking_key; *data* itself if there is none."""
+        """Return *data* masked, or unmasked, with the masking_key, if there is one."""
         return apply_mask(data, self.masking_key) if self.masking_key else data
 
     unmask = mask
 
     def _parsing(self):
-        data = bytearray()
-        head = 1
+        data, head = bytearray(), 1
         while isinstance(head, int):
             data += yield head
-            try:
-                head = parse_frame_head(data)
-            except UnsupportedFrameTypeException as error:
-                raise ProtocolException(str(error))
+            head = parse_frame_head(data)
         first, self.masking_key, self.payload_length, start = head
-        self.opcode = first & 0x0F
-        self.fin = first >> 7
+        self.opcode, self.fin = first & 0x0F, first >> 7
         self.rsv1, self.rsv2, self.rsv3 = first >> 6 & 1, first >> 5 & 1, first >> 4 & 1
         end = start + self.payload_length
         while len(data) < end:
@@ -410,33 +366,31 @@ class Frame:
 ########################################################################################################################
 # 3. Messages
 #
-# What frames add up to. The receiving side makes them in section 5; here is what a caller holds in hand.
+# What frames add up to, and a caller holds in hand. Section 5 receives them.
 
 
 class Message:
     """A message or control message: ``opcode``, ``data`` (bytes), ``encoding``, ``completed`` (all has arrived).
 
-    Text *data* (str) is encoded with *encoding*; types other than str and bytes-like are a TypeError. ``len()`` counts
-    the characters of a text and the bytes of anything else, so an empty message is false: ask ``is not None``.
+    Types other than str, which is encoded, and bytes-like are a TypeError. ``len()`` counts the characters of a text
+    and the bytes of anything else, so an empty message is false: ask ``is not None``.
     """
     encoding = 'utf-8'
     completed = True
     is_text = is_binary = False
 
     def __init__(self, opcode, data=b'', encoding='utf-8'):
-        if encoding != self.encoding:
-            self.encoding = encoding
-        self.opcode = opcode
+        self.opcode, self.encoding = opcode, encoding
         self.data = _message_bytes(data, encoding)
 
     def single(self, mask=False):
-        """Return the message as one frame (bytes), masked with a fresh key if *mask*."""
-        return pack_frame(0x80 | self.opcode, self.data, masking_key() if mask else None)
+        """Return the message as one frame (bytes), with a fresh *mask* or none."""
+        return self.fragment(True, True, mask)
 
     def fragment(self, first=False, last=False, mask=False):
-        """Return the data as one fragment (bytes): *first* carries the opcode, *last* the fin bit."""
-        return pack_frame((self.opcode if first else OPCODE_CONTINUATION) | (0x80 if last else 0),
-                          self.data, masking_key() if mask else None)
+        """Return the data as a fragment (bytes): the *first* carries the opcode, the *last* the fin bit."""
+        opcode = self.opcode if first else OPCODE_CONTINUATION
+        return pack_frame(opcode | 0x80 if last else opcode, self.data, masking_key() if mask else None)
 
     def extend(self, data):
         """Add *data* (str or bytes-like)."""
@@ -455,7 +409,7 @@ class Message:
 def _message_bytes(data, encoding='utf-8'):
     if isinstance(data, str):
         return data.encode(encoding)
-    if isinstance(data, (bytes, bytearray, memoryview)):
+    if isinstance(data, _BYTES):
         return bytes(data)
     raise TypeError('a message is str or bytes, not %s' % type(data).__name__)
 
@@ -479,7 +433,7 @@ class BinaryMessage(Message):
 
 
 class CloseControlMessage(Message):
-    """A close frame: ``code`` (int) and ``reason`` (bytes). Without a code it is empty, and its code 1005 (7.1.5)."""
+    """A close frame: ``code`` (int; None becomes 1005, and the frame empty, 7.1.5) and ``reason`` (bytes)."""
     opcode = OPCODE_CLOSE
 
     def __init__(self, code=1000, reason=''):
@@ -502,17 +456,14 @@ class PingControlMessage(Message):
 class PongControlMessage(Message):
     """A pong; *data* is str or at most 125 bytes."""
     opcode = OPCODE_PONG
-
-    def __init__(self, data=None):
-        self.data = b'' if data is None else _message_bytes(data)
+    __init__ = PingControlMessage.__init__
 
 
 class Utf8Validator:
     """Check UTF-8 as it arrives, with an exact verdict at each octet.
 
-    The table is that of Bjoern Hoehrmann's "Flexible and Economical UTF-8 Decoder"
-    (http://bjoern.hoehrmann.de/utf-8/decoder/dfa/): 256 character classes, then 16 transitions for each state.
-    ``validate`` uses Python's own decoder and walks the table only over the last octets and to find an error.
+    The table is Bjoern Hoehrmann's (http://bjoern.hoehrmann.de/utf-8/decoder/dfa/): 256 character classes, then 16
+    transitions for each state. ``validate`` walks it only where Python's own decoder stops.
     """
     UTF8VALIDATOR_DFA = list(
         b'\0' * 128 + b'\1' * 16 + b'\11' * 16 + b'\7' * 32 + b'\10\10' + b'\2' * 30 + b'\12' + b'\3' * 12 + b'\4\3\3'
@@ -533,7 +484,7 @@ class Utf8Validator:
         self._tail = b''        # those that begin a character
 
     def decode(self, b):
-        """Take the octet *b* (int): UTF8_ACCEPT when ``codepoint`` is complete, UTF8_REJECT, or another state."""
+        """Take the octet *b* (int); return UTF8_ACCEPT if ``codepoint`` is complete, UTF8_REJECT, or another state."""
         kind = self.UTF8VALIDATOR_DFA[b]
         if self.state == self.UTF8_ACCEPT:
             self.codepoint = 0xFF >> kind & b
@@ -545,19 +496,18 @@ class Utf8Validator:
         return self.state
 
     def validate(self, ba):
-        """Take octets: return (valid?, ends on a character?, index in *ba*, index in all), of where it stopped."""
-        octets = self._tail + ba if self.state else ba
+        """Take octets; return (valid?, ends on a character?, where it stopped in *ba*, and in all)."""
         if self.state == self.UTF8_REJECT:
             return False, False, 0, self.i
+        octets = self._tail + ba if self.state else ba
         try:
-            rest = octets[codecs.utf_8_decode(octets, 'strict', False)[1]:]
-        except UnicodeDecodeError:
-            rest = ba       # the table says where
-        else:
-            # Python's decoder tolerates ED A0, half a surrogate, until the next octet; the table does not
-            self.state = self.UTF8_ACCEPT
-        for index, octet in enumerate(rest, len(ba) - len(rest)):
-            if self.decode(octet) == self.UTF8_REJECT:
+            checked = codecs.utf_8_decode(octets, 'strict', False)[1]
+        except UnicodeDecodeError as error:
+            checked = error.start
+        self.state = self.UTF8_ACCEPT
+        for index in range(checked, len(octets)):       # Python tolerates ED A0, half a surrogate; the table does not
+            if self.decode(octets[index]) == self.UTF8_REJECT:
+                index -= len(octets) - len(ba)
                 return False, False, index, self.i + index
         self.i += len(ba)
         return True, self.state == self.UTF8_ACCEPT, len(ba), self.i
@@ -566,245 +516,194 @@ class Utf8Validator:
 ########################################################################################################################
 # 4. Extensions
 #
-# What may change frames on their way (RFC 6455 9). An extension stands in the arguments of a server or client as a
-# pattern; the handshake makes one object a connection from it. The stream allows exactly the bits it owns.
+# What may change frames on their way (RFC 6455 9). An extension among the arguments of a server or client is a pattern;
+# the handshake makes one object a connection from it. The stream allows exactly the bits it owns.
 
 
 class Extension:
     """Base of extensions: ``name`` is its token, ``rsv`` the bits it owns (0x40, 0x20, 0x10; 0: it sees every frame).
 
-    Parameters are lists of (name, value) with value str, or None where there is none. Two extensions of one name or
-    with bits in common never serve the same connection: the first that the peer accepts wins.
+    Parameters are lists of (name, value), with str or None. Two extensions of one name or with bits in common never
+    serve one connection: the first that the peer accepts wins.
     """
     name = ''
     rsv = 0
     params = ()
+    sharing = None      # what peers must have in common for one encoded frame to serve all; None: encode keeps a state
 
     def offer(self):
         """Client: return the parameters of each offer, the best first."""
         return [self.params]
 
     def accept(self, params):
-        """Server: return the extension of a connection, with ``params`` to answer, or None to decline this offer."""
+        """Server: return the extension of a connection, its ``params`` to be answered, or None to decline."""
         raise NotImplementedError
 
     def confirm(self, params):
-        """Client: return the extension of a connection by the server's *params*; HandshakeError for impossible ones."""
+        """Client: return the extension of a connection by the server's *params*; HandshakeError."""
         raise NotImplementedError
 
     def encode(self, frame):
-        """Return the Frame to send instead of *frame* (data frames only, before masking)."""
+        """Return the Frame to send instead of *frame*, a data frame before masking."""
         return frame
 
     def decode(self, frame, max_size):
-        """Return the Frame that the peer meant by *frame* (unmasked): FrameTooLargeException past *max_size* bytes."""
+        """Return the Frame that the peer meant by *frame*; FrameTooLargeException past *max_size* bytes."""
         return frame
-
-    @property
-    def sharing(self):
-        """What peers must have in common for one encoded frame to serve them all; None if encode keeps a state."""
-        return None
 
 
 _TAIL = b'\0\0\xff\xff'         # ends what is flushed, and is not sent (RFC 7692 7.2.1)
+_WINDOWS = [str(bits) for bits in range(8, 16)]
 MAX_RESTARTS = 16               # of the decompressor in a message: ended streams cost time, and no peer needs many
 
 
-class DeflateFrame(Extension):
-    """The extension deflate-frame: each frame is compressed by itself (draft-tyoshino-hybi-websocket-perframe-deflate).
+def _deflate_params(params, client_bits=_WINDOWS):
+    """Return *params* as a dict; None if one is unknown, there twice, or has a value that it must not have."""
+    allowed = {'server_no_context_takeover': [None], 'server_max_window_bits': _WINDOWS,
+               'client_no_context_takeover': [None], 'client_max_window_bits': client_bits}
+    good = len(dict(params)) == len(params) and all([value in allowed.get(name, ()) for name, value in params])
+    return dict(params) if good else None
+
+
+class PerMessageDeflate(Extension):
+    """The extension permessage-deflate of RFC 7692.
 
     *window_bits* (9 to 15) and *mem_level* (1 to 9) say how much memory a compressor takes: 33 KiB with 12 and 5, the
-    default, 267 KiB with 15 and 8, 8 KiB with 9 and 1. Without *context_takeover*, each frame begins afresh, which
-    frees it and lets a broadcast be compressed once. Frames under *threshold* bytes are not worth it.
+    default, 267 KiB with 15 and 8, 8 KiB with 9 and 1. Without *context_takeover* each message begins afresh, both
+    ways, which frees it and lets a broadcast be compressed once. Messages under *threshold* bytes are not worth it.
     """
-    name = 'deflate-frame'
+    name = 'permessage-deflate'
     rsv = 0x40
-    _compressor = _decompressor = None
-    _keep_local = _keep_remote = True       # the window outlives the frame or message
+    _by_frame = False           # each frame is compressed by itself, not each message
+    _keep_local = _keep_remote = True       # the window outlives the message
     _local_bits = _remote_bits = 15
+    _sending = _receiving = False           # the message in progress is compressed
+    _compressor = _decompressor = None
 
     def __init__(self, *, window_bits=12, mem_level=5, level=6, context_takeover=True, threshold=64):
         if not 9 <= window_bits <= 15 or not 1 <= mem_level <= 9:
             raise ValueError('window_bits is 9 to 15, mem_level 1 to 9')
-        self.window_bits = window_bits
-        self.mem_level = mem_level
-        self.level = level
-        self.context_takeover = context_takeover
-        self.threshold = threshold
-        self._history = deque()     # the last 32 KiB of output, which a restarted decompressor must know
-        self._history_size = 0
-
-    def _negotiated(self, params, local_bits, keep_local, remote_bits, keep_remote):
-        """Return the extension of a connection."""
-        extension = type(self)(window_bits=self.window_bits, mem_level=self.mem_level, level=self.level,
-                               context_takeover=self.context_takeover, threshold=self.threshold)
-        extension.params = params
-        extension._local_bits, extension._keep_local = local_bits, keep_local and self.context_takeover
-        extension._remote_bits, extension._keep_remote = remote_bits, keep_remote
-        return extension
+        self.window_bits, self.mem_level, self.level = window_bits, mem_level, level
+        self.context_takeover, self.threshold = context_takeover, threshold
+        self._history = bytearray()     # the end of the output, which a restarted decompressor must know
 
     def offer(self):
-        return [[] if self.context_takeover else [('no_context_takeover', None)]]
+        flags = [] if self.context_takeover else ['server_no_context_takeover', 'client_no_context_takeover']
+        return [[(name, None) for name in ['client_max_window_bits'] + flags]]
 
     def accept(self, params):
-        wanted = _window_params(params, ('no_context_takeover',), ('max_window_bits',))
-        if wanted is None or wanted.get('max_window_bits') == 8:
+        found = _deflate_params(params, _WINDOWS + [None])
+        if found is None:
             return None
-        answer = [] if self.context_takeover else [('no_context_takeover', None)]
-        return self._negotiated(answer, wanted.get('max_window_bits', 15), 'no_context_takeover' not in wanted,
-                                15, self.context_takeover)
+        if not self.context_takeover:
+            found.update(server_no_context_takeover=None, client_no_context_takeover=None)
+        answer = [item for item in found.items() if item != ('client_max_window_bits', None)]
+        return self._agreed(answer, found, 'server_', 'client_')
 
     def confirm(self, params):
-        wanted = _window_params(params, ('no_context_takeover',), ('max_window_bits',))
-        if wanted is None:
-            raise HandshakeError('deflate-frame with impossible parameters')
-        return self._negotiated(params, wanted.get('max_window_bits', 15), 'no_context_takeover' not in wanted,
-                                15, self.context_takeover)
+        found = _deflate_params(params)
+        if found is None or not self.context_takeover and 'server_no_context_takeover' not in found:
+            raise HandshakeError('%s with parameters that were not offered' % self.name)
+        return self._agreed(params, found, 'client_', 'server_')
+
+    def _agreed(self, params, found, local, remote):
+        """Return the extension of a connection: *local* and *remote* are the prefixes of names in *found*."""
+        extension = object.__new__(type(self))
+        extension.__dict__.update(
+            self.__dict__, params=params, _history=bytearray(),
+            _local_bits=int(found.get(local + 'max_window_bits') or 15),
+            _remote_bits=int(found.get(remote + 'max_window_bits') or 15),
+            _keep_local=self.context_takeover and local + 'no_context_takeover' not in found,
+            _keep_remote=remote + 'no_context_takeover' not in found)
+        return extension
 
     @property
     def sharing(self):
-        return None if self._keep_local else (self.name, min(self.window_bits, self._local_bits), self.mem_level,
+        return None if self._keep_local else (self.name, self.window_bits, self._local_bits, self.mem_level,
                                               self.level, self.threshold)
 
     def encode(self, frame):
-        if len(frame.body) >= self.threshold and self._local_bits > 8:
-            frame.rsv1, frame.body = 1, self._deflate(frame.body, True)
+        last = frame.fin or self._by_frame
+        if self._by_frame or frame.opcode != OPCODE_CONTINUATION:
+            # zlib cannot compress for a window of 8 bits
+            self._sending = self._local_bits > 8 and (not last or len(frame.body) >= self.threshold)
+            frame.rsv1 = int(self._sending)
+        if self._sending:
+            frame.body = self._deflate(frame.body, last)
         return frame
 
     def decode(self, frame, max_size):
-        if frame.rsv1:
-            frame.rsv1, frame.body = 0, self._inflate(frame.body + _TAIL, max_size)
-            if not self._keep_remote:
+        last = frame.fin or self._by_frame
+        if self._by_frame or frame.opcode != OPCODE_CONTINUATION:
+            self._receiving = frame.rsv1
+        elif frame.rsv1:
+            raise ProtocolException('RSV1 in a continuation')
+        frame.rsv1 = 0
+        if self._receiving:
+            frame.body = self._inflate(frame.body + _TAIL if last else frame.body, max_size)
+            if last and not self._keep_remote:
                 self._decompressor = None
         return frame
 
     def _deflate(self, data, last):
         """Compress *data*; the *last* of a message lacks the tail, and ends the window if it is not kept."""
         import zlib
-        compressor = self._compressor
-        if compressor is None:
-            compressor = self._compressor = zlib.compressobj(
-                self.level, zlib.DEFLATED, -min(self.window_bits, self._local_bits), self.mem_level)
+        compressor = self._compressor or zlib.compressobj(
+            self.level, zlib.DEFLATED, -min(self.window_bits, self._local_bits), self.mem_level)
+        self._compressor = None if last and not self._keep_local else compressor
         data = compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH)
-        if last:
-            data = (data[:-4] if data[-4:] == _TAIL else data) or b'\0'
-            if not self._keep_local:
-                self._compressor = None
-        return data
+        return data[:-4] or b'\0' if last else data
 
     def _inflate(self, data, max_size):
         """Decompress *data*, at most *max_size* bytes. What ends a deflate stream (BFINAL) only begins another one."""
         import zlib
-        output, restarts = b'', 0
+        output, restarts = bytearray(), 0
         step = max(65536, 4 * len(data))        # of output: a bomb never has more than this beyond the limit
-        try:
-            while data:
-                if self._decompressor is None:
-                    self._decompressor = zlib.decompressobj(-max(9, self._remote_bits),
-                                                            zdict=b''.join(self._history)[-32768:])
-                decompressor = self._decompressor
+        while data:
+            decompressor = self._decompressor or zlib.decompressobj(-max(9, self._remote_bits), self._history[-32768:])
+            try:
                 piece = decompressor.decompress(data, min(step, max_size - len(output) + 1))
-                if len(output) + len(piece) > max_size:
-                    raise FrameTooLargeException('message inflates to more than %d bytes (max_size)' % max_size)
-                output = output or bytearray()
-                output += piece
-                if self._keep_remote:
-                    self._remember(piece)
-                data = decompressor.unconsumed_tail
-                if decompressor.eof:
-                    self._decompressor, data = None, decompressor.unused_data
-                    restarts += 1
-                    if restarts > MAX_RESTARTS:
-                        raise ProtocolException('too many ended deflate streams in a message')
-            return bytes(output)
-        except zlib.error:
-            raise InvalidBytesError('deflated data is corrupt')
-
-    def _remember(self, piece):
-        """Keep the last 32 KiB of output, in pieces: to slice it for each message costs more than to inflate it."""
-        self._history.append(piece[-32768:])
-        self._history_size += len(self._history[-1])
-        while self._history_size - len(self._history[0]) >= 32768:
-            self._history_size -= len(self._history.popleft())
+            except zlib.error:
+                raise InvalidBytesError('deflated data is corrupt')
+            output += piece
+            if len(output) > max_size:
+                raise FrameTooLargeException('message inflates to more than %d bytes (max_size)' % max_size)
+            if self._keep_remote:
+                self._history += piece
+                if len(self._history) > 65536:      # cutting it each time costs more than inflating
+                    del self._history[:-32768]
+            self._decompressor, data = decompressor, decompressor.unconsumed_tail
+            if decompressor.eof:
+                self._decompressor, data, restarts = None, decompressor.unused_data, restarts + 1
+                if restarts > MAX_RESTARTS:
+                    raise ProtocolException('too many ended deflate streams in a message')
+        return bytes(output)
 
 
-class PerMessageDeflate(DeflateFrame):
-    """The extension permessage-deflate of RFC 7692; the arguments are those of DeflateFrame.
+class DeflateFrame(PerMessageDeflate):
+    """The extension deflate-frame: each frame is compressed by itself (draft-tyoshino-hybi-websocket-perframe-deflate).
 
-    *context_takeover* False asks for none in both directions. A peer's wishes are met: a smaller window, no takeover.
+    The arguments are those of PerMessageDeflate.
     """
-    name = 'permessage-deflate'
-    _receiving = False          # the message that arrives is compressed
-    _sending = False            # the message that is being sent is
+    name = 'deflate-frame'
+    _by_frame = True
 
     def offer(self):
-        params = [('client_max_window_bits', None)]
-        if not self.context_takeover:
-            params += [('server_no_context_takeover', None), ('client_no_context_takeover', None)]
-        return [params]
+        return [[] if self.context_takeover else [('no_context_takeover', None)]]
+
+    # an offer says what the server's compressor must do, an answer what the client's must
 
     def accept(self, params):
-        wanted = _window_params(params, ('server_no_context_takeover', 'client_no_context_takeover'),
-                                ('server_max_window_bits', 'client_max_window_bits'), 'client_max_window_bits')
-        if wanted is None:
-            return None
-        bits = wanted.get('server_max_window_bits')
-        answer = [(name, None) for name in ('server_no_context_takeover', 'client_no_context_takeover')
-                  if name in wanted or not self.context_takeover]
-        if bits is not None:
-            answer.append(('server_max_window_bits', str(bits)))
-        client_bits = wanted.get('client_max_window_bits', 15)
-        if not self.context_takeover and 'client_max_window_bits' in wanted:    # a small device wants a small window
-            client_bits = min(client_bits or 15, self.window_bits)
-            answer.append(('client_max_window_bits', str(client_bits)))
-        return self._negotiated(answer, bits or 15, 'server_no_context_takeover' not in wanted, client_bits or 15,
-                                'client_no_context_takeover' not in dict(answer))
+        extension = PerMessageDeflate.accept(self, [('server_' + name, value) for name, value in params])
+        if extension is not None:
+            extension.params, = self.offer()
+        return extension
 
     def confirm(self, params):
-        given = _window_params(params, ('server_no_context_takeover', 'client_no_context_takeover'),
-                               ('server_max_window_bits', 'client_max_window_bits'))
-        if given is None or not self.context_takeover and 'server_no_context_takeover' not in given:
-            raise HandshakeError('permessage-deflate with parameters that were not offered')
-        return self._negotiated(params, given.get('client_max_window_bits', 15),
-                                'client_no_context_takeover' not in given, given.get('server_max_window_bits', 15),
-                                'server_no_context_takeover' not in given)
-
-    def encode(self, frame):
-        if frame.opcode != OPCODE_CONTINUATION:
-            self._sending = self._local_bits > 8 and (not frame.fin or len(frame.body) >= self.threshold)
-            frame.rsv1 = int(self._sending)     # zlib cannot compress for a window of 8 bits: it is sent as it is
-        if self._sending:
-            frame.body = self._deflate(frame.body, frame.fin)
-        return frame
-
-    def decode(self, frame, max_size):
-        if frame.opcode != OPCODE_CONTINUATION:
-            self._receiving = bool(frame.rsv1)
-        elif frame.rsv1:
-            raise ProtocolException('RSV1 in a continuation')
-        frame.rsv1 = 0
-        if self._receiving:
-            frame.body = self._inflate(frame.body + _TAIL if frame.fin else frame.body, max_size)
-            if frame.fin and not self._keep_remote:
-                self._decompressor = None
-        return frame
-
-
-def _window_params(params, flags, windows, optional=None):
-    """Return *params* as a dict: *flags* have no value, *windows* 8 to 15 (*optional*: or none). None if bad."""
-    found = {}
-    for name, value in params:
-        if name in found or name not in flags + windows:
-            return None
-        if name in windows and value is not None:
-            if len(value) > 2 or value not in ('8', '9', '10', '11', '12', '13', '14', '15'):
-                return None
-            found[name] = int(value)
-        elif name in flags and value is None or name == optional:
-            found[name] = None
-        else:
-            return None
-    return found
+        extension = PerMessageDeflate.confirm(self, [('client_' + name, value) for name, value in params]
+                                              + [('server_' + name, value) for name, value in self.offer()[0]])
+        extension.params = params
+        return extension
 
 
 ########################################################################################################################
@@ -1170,8 +1069,8 @@ def parse_close(payload):
 ########################################################################################################################
 # 6. HTTP heads and handshake
 #
-# Pure functions, which server, client and everything that has a request in hand share (RFC 6455 4, RFC 9110, 9112).
-# They parse bytes, or ISO 8859-1 text that never fails, and ASCII only: int(), strip() and lower() know Unicode.
+# Pure functions for all that has a request in hand (RFC 6455 4, 9110, 9112). They parse bytes, or ISO 8859-1 text that
+# never fails, and ASCII only: int(), strip() and lower() know Unicode.
 
 _DIGITS = '0123456789'
 _HEX_DIGITS = _DIGITS + 'abcdefABCDEF'
@@ -1180,17 +1079,16 @@ _TOKEN = ("!#$%&'*+-.^_`|~" + _ALPHANUMERIC).encode()
 _CONTROLS = bytes(range(32)).replace(b'\t', b'') + b'\x7f'
 
 REASONS = {
-    101: 'Switching Protocols', 200: 'OK', 204: 'No Content', 301: 'Moved Permanently', 302: 'Found', 303: 'See Other',
-    304: 'Not Modified', 307: 'Temporary Redirect', 308: 'Permanent Redirect', 400: 'Bad Request', 401: 'Unauthorized',
-    403: 'Forbidden', 404: 'Not Found', 405: 'Method Not Allowed', 408: 'Request Timeout', 411: 'Length Required',
-    413: 'Content Too Large', 414: 'URI Too Long', 421: 'Misdirected Request', 426: 'Upgrade Required',
-    429: 'Too Many Requests', 431: 'Request Header Fields Too Large', 500: 'Internal Server Error',
-    501: 'Not Implemented', 502: 'Bad Gateway', 503: 'Service Unavailable', 505: 'HTTP Version Not Supported'}
+    101: 'Switching Protocols', 200: 'OK', 204: 'No Content', 302: 'Found', 304: 'Not Modified', 400: 'Bad Request',
+    401: 'Unauthorized', 403: 'Forbidden', 404: 'Not Found', 405: 'Method Not Allowed', 408: 'Request Timeout',
+    411: 'Length Required', 413: 'Content Too Large', 414: 'URI Too Long', 421: 'Misdirected Request',
+    426: 'Upgrade Required', 429: 'Too Many Requests', 431: 'Request Header Fields Too Large',
+    500: 'Internal Server Error', 503: 'Service Unavailable', 505: 'HTTP Version Not Supported'}
 
 
 def is_token(text):
-    """Tell whether *text* (str) is a token of RFC 9110 5.6.2."""
-    return bool(text) and not text.encode('ascii', 'replace').translate(None, _TOKEN)
+    """Tell whether *text* is a token (str), RFC 9110 5.6.2."""
+    return isinstance(text, str) and text != '' and not text.encode('ascii', 'replace').translate(None, _TOKEN)
 
 
 def is_number(text, digits=10):
@@ -1201,9 +1099,8 @@ def is_number(text, digits=10):
 def check_field(text, what='header'):
     """Return *text* if it may stand in a head; TypeError unless it is str, ValueError for control characters."""
     if not isinstance(text, str):
-        raise TypeError('%s is str, not %s' % (what, type(text).__name__))
-    octets = text.encode('latin-1', 'ignore')
-    if len(octets.translate(None, _CONTROLS)) != len(text):
+        raise TypeError('%s is str, not %s' % (what, quote(text)))
+    if len(text.encode('latin-1', 'ignore').translate(None, _CONTROLS)) != len(text):
         raise ValueError('%s has a control character, or one beyond ISO 8859-1: %s' % (what, quote(text)))
     return text
 
@@ -1211,42 +1108,61 @@ def check_field(text, what='header'):
 class Headers:
     """The fields of a head, in order, by names in any case; *items* are pairs, a mapping, or None.
 
-    ``headers[name]`` joins repeated fields with ', ' (KeyError if there is none); assignment replaces, ``add`` appends
-    another one, ``get_all`` lists them. Names that are no tokens and control characters in values are a ValueError.
+    ``headers[name]`` joins repeated fields with ', ' (KeyError if there is none), assignment replaces them; ValueError
+    for names that are no tokens and control characters in values.
     """
     __slots__ = ('_lines', '_values')
 
     def __init__(self, items=None):
         self._lines = b'\r\n'           # as they go over the wire: a tenth of the memory of so many pairs of str
-        self._values = None             # {name in lower case: values}, while somebody asks
+        self._values = None             # {name in lower case: joined values}, while somebody asks
         for name, value in (items.items() if hasattr(items, 'items') else items or ()):
             self.add(name, value)
 
     def add(self, name, value):
         """Append a field."""
-        if not is_token(check_field(name, 'header name')):
+        if not is_token(name):
             raise ValueError('header name is a token, not %s' % quote(name))
         self._lines += ('%s: %s\r\n' % (name, check_field(value, 'header value'))).encode('latin-1')
         self._values = None
 
-    def get_all(self, name):
-        """Return the values of *name*, a list."""
+    def items(self):
+        """Return all fields as pairs."""
+        fields = [line.partition(':') for line in str(self._lines, 'latin-1').split('\r\n')[1:-1]]
+        return [(name, value.strip(' \t')) for name, _, value in fields]
+
+    def _index(self):
         if self._values is None:
-            self._values = {}
-            for key, value in self.items():
-                self._values.setdefault(key.lower(), []).append(value)
-        return self._values.get(name.lower(), [])[:]
+            self._values = values = {}
+            for name, value in self.items():
+                name = name.lower()
+                values[name] = values[name] + ', ' + value if name in values else value
+        return self._values
 
     def get(self, name, default=None):
         """Return the joined values of *name*, or *default*."""
-        values = self.get_all(name)
-        return ', '.join(values) if values else default
+        return self._index().get(name.lower(), default)
+
+    def get_all(self, name):
+        """Return the values of *name*, a list."""
+        return [value for key, value in self.items() if key.lower() == name.lower()]
+
+    def elements(self, name):
+        """Return the elements of *name*, a comma-separated list, as str."""
+        text = self.get(name)
+        return [] if text is None else [part.strip(' \t') for part in text.split(',')]
 
     def __getitem__(self, name):
-        value = self.get(name)
-        if value is None:
-            raise KeyError(name)
-        return value
+        return self._index()[name.lower()]
+
+    def __contains__(self, name):
+        return name.lower() in self._index()
+
+    def __iter__(self):
+        return iter(self._index())
+
+    def __len__(self):
+        return self._lines.count(b'\n') - 1
 
     def __setitem__(self, name, value):
         Headers([(name, value)])        # refuses what is none
@@ -1254,40 +1170,22 @@ class Headers:
         self.add(name, value)
 
     def __delitem__(self, name):
-        if name in self:
-            Headers.__init__(self, [item for item in self.items() if item[0].lower() != name.lower()])
-
-    def __contains__(self, name):
-        return self.get(name) is not None
-
-    def __iter__(self):
-        return iter(OrderedDict((name.lower(), name) for name, _ in self.items()).values())
-
-    def __len__(self):
-        return self._lines.count(b'\n') - 1
-
-    def items(self):
-        """Return all fields as pairs, repeated ones too."""
-        fields = [line.partition(':') for line in str(self._lines, 'latin-1')[2:-2].split('\r\n') if line]
-        return [(name, value.strip(' \t')) for name, _, value in fields]
+        self.__init__([item for item in self.items() if item[0].lower() != name.lower()])
 
     def __repr__(self):
         return 'Headers(%r)' % self.items()
 
 
 class Request:
-    """A request: ``method target headers body`` (bytes), and taken from these ``path query cookies``.
+    """A request: ``method target headers body`` (bytes), and from these ``path``, not decoded, ``query``, ``cookies``.
 
-    ``target`` is what the request line says; ``path`` the part before '?', not decoded; ``query`` and ``cookies`` are
-    dicts of str, where the last of equal names wins.
+    The latter are dicts of str, where the last of equal names wins.
     """
     __slots__ = ('method', 'target', 'headers', 'body')     # a server keeps one for each connection
 
     def __init__(self, method, target, headers=None, body=b''):
-        self.method = method
-        self.target = target
+        self.method, self.target, self.body = method, target, body
         self.headers = headers if isinstance(headers, Headers) else Headers(headers)
-        self.body = body
 
     @property
     def path(self):
@@ -1295,12 +1193,12 @@ class Request:
 
     @property
     def query(self):
-        pairs = (pair.replace('+', ' ').partition('=') for pair in self.target.partition('?')[2].split('&') if pair)
+        pairs = [pair.partition('=') for pair in self.target.partition('?')[2].replace('+', ' ').split('&') if pair]
         return {unquote(name): unquote(value) for name, _, value in pairs}
 
     @property
     def cookies(self):
-        pairs = (pair.partition('=') for pair in '; '.join(self.headers.get_all('Cookie')).split(';'))
+        pairs = [pair.partition('=') for pair in '; '.join(self.headers.get_all('Cookie')).split(';')]
         return {name.strip(' \t'): value.strip(' \t"') for name, equals, value in pairs if equals}
 
     def __repr__(self):
@@ -1312,12 +1210,11 @@ class Response:
     __slots__ = ('status_code', 'reason_phrase', 'headers', 'body')
 
     def __init__(self, status_code, reason_phrase=None, headers=None, body=b''):
-        if not isinstance(body, (bytes, bytearray)):
+        if not isinstance(body, _BYTES):
             raise TypeError('the body of a response is bytes, not %s' % type(body).__name__)
-        self.status_code = int(status_code)
+        self.status_code, self.body = int(status_code), bytes(body)
         self.reason_phrase = REASONS.get(self.status_code, '') if reason_phrase is None else reason_phrase
         self.headers = headers if isinstance(headers, Headers) else Headers(headers)
-        self.body = bytes(body)
 
     def build(self, with_body=True):
         """Return the whole answer as bytes; without the body for the method HEAD."""
@@ -1325,7 +1222,7 @@ class Response:
         if not 100 <= status <= 999:
             raise ValueError('status %d' % status)
         if status >= 200:
-            headers = Headers(headers.items())
+            headers = Headers(headers)
             headers['Content-Length'] = str(len(self.body))
             headers['Connection'] = 'close'
         if status == 204:       # RFC 9110 8.6
@@ -1338,9 +1235,9 @@ class Response:
 
 
 def text_response(status, text, headers=()):
-    """Return a plain text Response. Nothing in it is of the peer: a browser must not find markup there."""
-    return Response(status, None, [('Content-Type', 'text/plain; charset=utf-8'), ('X-Content-Type-Options', 'nosniff')]
-                    + list(headers), text.encode('utf-8'))
+    """Return a plain text Response. Nothing of the peer is in it: a browser must not find markup there."""
+    plain = [('Content-Type', 'text/plain; charset=utf-8'), ('X-Content-Type-Options', 'nosniff')]
+    return Response(status, None, plain + list(headers), text.encode('utf-8'))
 
 
 def build_head(start_line, headers):
@@ -1351,7 +1248,7 @@ def build_head(start_line, headers):
 def find_head_end(data, searched=0):
     """Return the length of the head that *data* (bytearray) begins with, 0 while its end is not there; HandshakeError.
 
-    *searched* is the length of *data* at the last call, lest a head in small pieces costs its square.
+    *searched* is the length of *data* at the last call: small pieces must not cost their square.
     """
     start = max(0, searched - 3)
     end = data.find(b'\r\n\r\n', start)
@@ -1365,28 +1262,22 @@ def find_head_end(data, searched=0):
 
 
 def parse_head(head):
-    """Split a *head* (bytes, with the empty line at its end) into (first line, Headers), by RFC 9112 2.2 and 5.
-
-    HandshakeError 400 if anything is not as it says there, continued lines included; 431 for too many or long fields.
-    """
-    line, *fields = head[:-4].split(b'\r\n')
+    """Split a *head* (bytes, with the empty line) into (first line, Headers), RFC 9112 2.2 and 5; HandshakeError."""
+    line, *fields = str(head[:-4], 'latin-1').split('\r\n')
     if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(fields) - 4:
         raise HandshakeError('control character, or a line that does not end in CRLF')
-    if len(fields) > MAX_HEADERS:
-        raise HandshakeError('more than %d headers' % MAX_HEADERS, 431)
-    for field in fields:
-        name, colon, _ = field.partition(b':')
-        if len(field) > MAX_LINE:
-            raise HandshakeError('a header is longer than %d bytes' % MAX_LINE, 431)
-        if not colon or not name or name.translate(None, _TOKEN):
-            raise HandshakeError('malformed header')
+    if len(fields) > MAX_HEADERS or len(head) > MAX_LINE and max(map(len, fields), default=0) > MAX_LINE:
+        raise HandshakeError('more than %d headers, or one of more than %d bytes' % (MAX_HEADERS, MAX_LINE), 431)
     headers = Headers()
     headers._lines = head[len(line):-2]
-    return str(line, 'latin-1'), headers
+    names = headers._index()
+    if not all([':' in field for field in fields]) or '' in names or names and not is_token(''.join(names)):
+        raise HandshakeError('malformed header')        # a continued line is one too
+    return line, headers
 
 
 def parse_request(head):
-    """Return the Request of a *head* (bytes), RFC 9112 3; HandshakeError 400 or 505."""
+    """Return the Request of a *head* (bytes), RFC 9112 3; HandshakeError 400, 431 or 505."""
     line, headers = parse_head(head)
     method, target, version = line.split(' ') if line.count(' ') == 2 else ('', '', '')
     major, minor = version[5:6], version[7:]
@@ -1396,58 +1287,49 @@ def parse_request(head):
         raise HandshakeError('only HTTP/1.1 is spoken here', 505)
     if target[:1] != '/' or '#' in target or not '!' <= min(target) <= max(target) <= '~':
         raise HandshakeError('malformed request target')
-    if len(headers.get_all('Host')) != 1:
-        raise HandshakeError('one Host header is needed')
-    parse_host(headers['Host'])
-    for name in ('Origin', 'Content-Length', 'Sec-WebSocket-Key', 'Sec-WebSocket-Version'):
-        if len(headers.get_all(name)) > 1:
-            raise HandshakeError('more than one %s header' % name)
+    if len(headers) > len(headers._index()):
+        for name in ('Host', 'Origin', 'Content-Length', 'Sec-WebSocket-Key', 'Sec-WebSocket-Version'):
+            if len(headers.get_all(name)) > 1:
+                raise HandshakeError('more than one %s header' % name)
+    if 'Host' not in headers:
+        raise HandshakeError('a Host header is needed')
     return Request(method, target, headers)
 
 
 def parse_response(head):
     """Return the Response of a *head* (bytes), its body empty, RFC 9112 4; HandshakeError."""
     line, headers = parse_head(head)
-    version, _, rest = line.partition(' ')
-    status, _, reason = rest.partition(' ')
+    version, status, reason = (line.split(' ', 2) + ['', ''])[:3]
     if version not in ('HTTP/1.1', 'HTTP/1.0') or len(status) != 3 or not is_number(status):
         raise HandshakeError('malformed status line: %s' % quote(line))
-    return Response(int(status), reason, headers)
+    return Response(status, reason, headers)
 
 
 def parse_host(text):
     """Return (host in lower case, port or None) of a Host header or URL; HandshakeError 400."""
-    if text[:1] == '[':
-        host, bracket, port = text[1:].partition(']')
-        good = bracket and ':' in host and not host.strip(_HEX_DIGITS + ':.')
-    else:
-        host, colon, port = text.partition(':')
-        port = colon + port
-        good = host and not host.strip(_ALPHANUMERIC + '-._')
-    if not good or port[:1] not in ('', ':') or port[1:] and not (is_number(port[1:], 5) and int(port[1:]) < 65536):
-        raise HandshakeError('malformed host')
-    return host.lower(), int(port[1:]) if port[1:] else None
-
-
-def tokens(headers, name):
-    """Return the comma-separated elements of all the headers *name*, a list of str."""
-    return [part.strip(' \t') for value in headers.get_all(name) for part in value.split(',')]
-
-
-def has_token(headers, name, token):
-    """Tell whether *token* (lower case) is an element, not a part of one, of the headers *name* (6455 4.2.1)."""
-    return token in [part.lower() for part in tokens(headers, name)]
+    host, colon, port = text.rpartition(':')
+    if not colon or ']' in port:
+        host, port = text, ''
+    allowed = _ALPHANUMERIC + '-._'
+    if host[:1] == '[' and host[-1] == ']' and ':' in host:
+        host, allowed = host[1:-1], _HEX_DIGITS + ':.'
+    if not host or host.strip(allowed) or port and not (is_number(port, 5) and int(port) < 65536):
+        raise HandshakeError('no host, or a malformed one')
+    return host.lower(), int(port) if port else None
 
 
 def unquote(text):
-    """Decode the percent escapes of *text*, once, as UTF-8; what is not UTF-8 becomes U+FFFD."""
+    """Return *text* with its percent escapes decoded, once, as UTF-8; what is not UTF-8 becomes U+FFFD."""
     decoded, *rest = text.encode('latin-1', 'replace').split(b'%')
     for part in rest:
-        if len(part) < 2 or part[:2].strip(_HEX_DIGITS.encode()):
-            decoded += b'%' + part
-        else:
-            decoded += bytes((int(part[:2], 16),)) + part[2:]
+        escape = len(part) > 1 and not part[:2].strip(_HEX_DIGITS.encode())
+        decoded += bytes((int(part[:2], 16),)) + part[2:] if escape else b'%' + part
     return decoded.decode('utf-8', 'replace')
+
+
+def has_token(headers, name, token):
+    """Tell whether *token* (lower case) is an element of the header *name*, and not a part of one, 4.2.1."""
+    return token in [element.lower() for element in headers.elements(name)]
 
 
 def is_upgrade(request):
@@ -1455,14 +1337,18 @@ def is_upgrade(request):
     return has_token(request.headers, 'Upgrade', 'websocket') or 'Sec-WebSocket-Key' in request.headers
 
 
+def _base64(data):
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
 def accept_key(key):
-    """Return the Sec-WebSocket-Accept (str) that answers Sec-WebSocket-Key *key* (str or bytes), 4.2.2."""
+    """Return the Sec-WebSocket-Accept (str) for a Sec-WebSocket-Key (str or bytes), 4.2.2."""
     try:
-        from _sha1 import sha1      # hashlib brings OpenSSL along, 3.8 MB, and a FIPS build of that refuses SHA-1
+        import _sha1 as hashes      # hashlib brings OpenSSL along, 3.8 MB, and a FIPS build of that refuses SHA-1
     except ImportError:
-        from hashlib import sha1
+        import hashlib as hashes
     key = key.encode('latin-1') if isinstance(key, str) else key
-    return binascii.b2a_base64(sha1(key + WS_KEY).digest())[:-1].decode()
+    return _base64(hashes.sha1(key + WS_KEY).digest())
 
 
 def check_upgrade(request):
@@ -1472,30 +1358,24 @@ def check_upgrade(request):
         raise HandshakeError('a WebSocket is opened with GET', 405, [('Allow', 'GET')])
     if headers.get('Content-Length', '0') != '0' or 'Transfer-Encoding' in headers:
         raise HandshakeError('an upgrade request has no body')
-    versions = [('Upgrade', 'websocket'), ('Sec-WebSocket-Version', str(WS_VERSION))]
-    if not has_token(headers, 'Upgrade', 'websocket') or not has_token(headers, 'Connection', 'upgrade'):
-        raise HandshakeError('a WebSocket needs the headers Upgrade: websocket and Connection: Upgrade', 426, versions)
-    if headers.get('Sec-WebSocket-Version') != str(WS_VERSION):
-        raise HandshakeError('WebSocket version 13 is spoken here', 426, versions)
+    if not (has_token(headers, 'Upgrade', 'websocket') and has_token(headers, 'Connection', 'upgrade')
+            and headers.get('Sec-WebSocket-Version') == '13'):
+        raise HandshakeError('a WebSocket of version 13 needs Upgrade: websocket, Connection: Upgrade and its version',
+                             426, [('Upgrade', 'websocket'), ('Sec-WebSocket-Version', '13')])
     key = headers.get('Sec-WebSocket-Key', '')
     if len(key) != 24 or key[21:] not in ('A==', 'Q==', 'g==', 'w==') or key[:21].strip(_ALPHANUMERIC + '+/'):
         raise HandshakeError('Sec-WebSocket-Key is not 16 bytes in base64')
 
 
-LOCAL_SUFFIXES = ('.localhost', '.local', '.lan', '.home.arpa', '.internal')
-
-
-def is_local_name(host):
-    """Tell whether public DNS cannot hand *host* to an attacker: IP literals, one label, local suffixes."""
-    return ('.' not in host or ':' in host or host.endswith(LOCAL_SUFFIXES)
-            or host.count('.') == 3 and not host.strip(_DIGITS + '.'))
-
-
 def check_host(request, hosts='local'):
-    """Raise HandshakeError 421 unless the Host is local or one of *hosts* (names; None: any), against DNS rebinding."""
+    """Raise HandshakeError 421 unless the Host is one of *hosts* (names; None: any), or local, against DNS rebinding.
+
+    Local is what public DNS cannot hand to an attacker: IP literals, one label, local suffixes.
+    """
     host, _ = parse_host(request.headers['Host'])
-    named = () if hosts == 'local' else hosts
-    if named is not None and not is_local_name(host) and host not in [name.lower() for name in named]:
+    local = ('.' not in host or ':' in host or host.count('.') == 3 and not host.strip(_DIGITS + '.')
+             or host.endswith(('.localhost', '.local', '.lan', '.home.arpa', '.internal')))
+    if not local and hosts is not None and (hosts == 'local' or host not in [name.lower() for name in hosts]):
         raise HandshakeError('this host name is not served here; the argument hosts= of serve() allows names', 421)
 
 
@@ -1503,38 +1383,29 @@ def check_origin(request, origins='same'):
     """Raise HandshakeError 403 unless the Origin is allowed, RFC 6455 10.2.
 
     *origins* is 'same' (host and port as in Host; who sends none is no browser, and passes), None for any, or a list of
-    exact strings, compiled patterns that must match the whole, and None, which stands for no Origin.
+    exact strings, compiled patterns that match the whole, and None, which stands for no Origin.
     """
     origin = request.headers.get('Origin')
-    if origins is None or origins == 'same' and origin is None:
-        return
     if origins == 'same':
-        try:
-            scheme, _, rest = origin.partition('://')
-            default = {'http': 80, 'https': 443}[scheme.lower()]
-            ours, theirs = parse_host(request.headers['Host']), parse_host(rest)
-            good = ours[0] == theirs[0] and (ours[1] or default) == (theirs[1] or default)
-        except (HandshakeError, KeyError):
-            good = False
+        scheme, _, theirs = (origin or '').lower().partition('://')
+        ours, default = request.headers['Host'].lower(), {'http': ':80', 'https': ':443'}.get(scheme)
+        good = origin is None or default and (theirs == ours or theirs + default == ours or theirs == ours + default)
     else:
-        good = any(origin == allowed if allowed is None or isinstance(allowed, str)
-                   else origin is not None and allowed.fullmatch(origin) for allowed in origins)
+        good = origins is None or any(origin is not None and allowed.fullmatch(origin) if hasattr(allowed, 'fullmatch')
+                                      else origin == allowed for allowed in origins)
     if not good:
         raise HandshakeError('this origin may not connect; the argument origins= of serve() allows others', 403)
 
 
-def parse_extensions(values):
-    """Parse *values* (list of str) such as ``name; param; param=value, name``, 6455 9.1; ValueError if malformed.
-
-    Return [(name, [(param, value or None)])].
-    """
+def parse_extensions(headers):
+    """Return [(name, [(param, value or None)])] of Sec-WebSocket-Extensions, 9.1; HandshakeError."""
     found = []
-    for item in [item for text in values for item in text.split(',')]:
+    for element in headers.elements('Sec-WebSocket-Extensions'):
         # quotes are no matter for the splitting: even between them a value is a token, without separators
-        name, *params = [part.strip(' \t') for part in item.split(';')]
-        if not is_token(name):
-            raise ValueError('malformed extension')
-        found.append((name, [_parse_param(param) for param in params]))
+        (name, value), *params = [_parse_param(part.strip(' \t')) for part in element.split(';')]
+        if value is not None:
+            raise HandshakeError('malformed extension')
+        found.append((name, params))
     return found
 
 
@@ -1542,47 +1413,42 @@ def _parse_param(text):
     name, equals, value = text.partition('=')
     if len(value) > 1 and value[0] == value[-1] == '"':
         value = value[1:-1].replace('\\\\', '"')        # neither is in a token
-        value = value if value[-1:] == '\\' else value.replace('\\', '')
+        value = value[:-1].replace('\\', '') + value[-1:]
     if not is_token(name) or equals and not is_token(value):
-        raise ValueError('malformed extension parameter')
+        raise HandshakeError('malformed extension')
     return name, value if equals else None
 
 
 def format_extensions(items):
     """Return the header value of [(name, params)]."""
-    return ', '.join('; '.join([name] + [param if value is None else '%s=%s' % (param, value)
-                                         for param, value in params]) for name, params in items)
+    return ', '.join(['; '.join([name] + [param if value is None else '%s=%s' % (param, value)
+                                          for param, value in params]) for name, params in items])
 
 
-def header_extensions(headers):
-    """Return parse_extensions() of Sec-WebSocket-Extensions; HandshakeError 400 if that is malformed."""
-    try:
-        return parse_extensions(headers.get_all('Sec-WebSocket-Extensions'))
-    except ValueError as error:
-        raise HandshakeError('Sec-WebSocket-Extensions: %s' % error)
+def _is_free(name, pattern, used):
+    """Tell whether *pattern* has the *name*, and may serve a connection beside the extensions *used*."""
+    return name == pattern.name and not any([name == other.name or pattern.rsv & other.rsv for other in used])
 
 
 def accept_extensions(headers, available):
-    """Server: return the extensions for a connection, of the offers in *headers* that those *available* accept."""
-    offers = header_extensions(headers)
-    accepted = []
+    """Server: return the extensions of a connection, of those *available* that accept an offer in *headers*."""
+    offers, accepted = parse_extensions(headers), []
     for pattern in available:
-        if not any(other.name == pattern.name or other.rsv & pattern.rsv for other in accepted):
-            answers = (pattern.accept(params) for name, params in offers if name == pattern.name)
-            accepted += [answer for answer in answers if answer is not None][:1]
+        for name, params in offers:
+            extension = pattern.accept(params) if _is_free(name, pattern, accepted) else None
+            if extension is not None:
+                accepted.append(extension)
     return accepted
 
 
 def confirm_extensions(headers, offered):
-    """Client: return the extensions for a connection, by the answer in *headers* to the patterns *offered*."""
+    """Client: return the extensions of a connection, of those *offered* that *headers* confirm; HandshakeError."""
     confirmed = []
-    for name, params in header_extensions(headers):
-        pattern = next((pattern for pattern in offered if pattern.name == name), None)
-        if pattern is None:
-            raise HandshakeError('the server chose an extension that was not offered: %s' % quote(name))
-        if any(other.name == name or other.rsv & pattern.rsv for other in confirmed):
-            raise HandshakeError('the server chose extensions that exclude each other')
-        confirmed.append(pattern.confirm(params))
+    for name, params in parse_extensions(headers):
+        free = [pattern for pattern in offered if _is_free(name, pattern, confirmed)]
+        if not free:
+            raise HandshakeError('the server chose extensions that were not offered, or not together')
+        confirmed.append(free[0].confirm(params))
     return confirmed
 
 
@@ -1591,7 +1457,7 @@ def check_subprotocols(names):
     if isinstance(names, (str, bytes)):
         raise TypeError('subprotocols is a list of str')
     names = list(names or ())
-    if len(set(names)) != len(names) or not all(isinstance(name, str) and is_token(name) for name in names):
+    if len(set(names)) != len(names) or not all(map(is_token, names)):
         raise ValueError('subprotocols are unique tokens: %s' % quote(names))
     return names
 
@@ -1599,81 +1465,75 @@ def check_subprotocols(names):
 def offered_subprotocols(request):
     """Return the subprotocols that a *request* offers, a list; HandshakeError 400."""
     try:
-        return check_subprotocols(tokens(request.headers, 'Sec-WebSocket-Protocol'))
+        return check_subprotocols(request.headers.elements('Sec-WebSocket-Protocol'))
     except ValueError:
         raise HandshakeError('malformed Sec-WebSocket-Protocol')
 
 
 def accept_response(request, subprotocol=None, extensions=(), server_header=None):
     """Return the Response with status 101 to a *request* that check_upgrade let pass, 4.2.2."""
-    headers = Headers()         # filled without the checks, 4 of 7 us, that what we say ourselves does not need
-    headers._lines += (b'Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n'
-                       % accept_key(request.headers['Sec-WebSocket-Key']).encode())
-    chosen = format_extensions((extension.name, extension.params) for extension in extensions)
-    for name, value in (('Sec-WebSocket-Protocol', subprotocol), ('Sec-WebSocket-Extensions', chosen or None),
-                        ('Server', server_header)):
-        if value is not None:
-            headers.add(name, value)
-    return Response(101, None, headers)
+    chosen = format_extensions([(extension.name, extension.params) for extension in extensions])
+    fields = [('Upgrade', 'websocket'), ('Connection', 'Upgrade'),
+              ('Sec-WebSocket-Accept', accept_key(request.headers['Sec-WebSocket-Key'])),
+              ('Sec-WebSocket-Protocol', subprotocol), ('Sec-WebSocket-Extensions', chosen or None),
+              ('Server', server_header)]
+    return Response(101, None, [field for field in fields if field[1] is not None])
 
 
 def check_response(response, key, subprotocols=(), extensions=()):
     """Client: return (subprotocol or None, extensions) of the *response* to a handshake with *key*, 4.1.
 
-    *subprotocols* and *extensions* are those offered. HandshakeError if it is not the acceptance of that handshake.
+    *subprotocols* and *extensions* are those offered. HandshakeError if it is not accepted.
     """
     headers = response.headers
-    chosen = headers.get_all('Sec-WebSocket-Protocol')
+    chosen = headers.get('Sec-WebSocket-Protocol')
     if response.status_code != 101:
         wrong = 'the server answered %d %s' % (response.status_code, quote(response.reason_phrase))
-    elif headers.get('Upgrade', '').lower() != 'websocket' or not has_token(headers, 'Connection', 'upgrade'):
-        wrong = 'the answer lacks Upgrade: websocket and Connection: Upgrade'
-    elif headers.get_all('Sec-WebSocket-Accept') != [accept_key(key)]:
-        wrong = 'the answer is not to our Sec-WebSocket-Key'
-    elif len(chosen) > 1 or chosen and chosen[0] not in subprotocols:
+    elif (headers.get('Upgrade', '').lower() != 'websocket' or not has_token(headers, 'Connection', 'upgrade')
+          or headers.get('Sec-WebSocket-Accept') != accept_key(key)):
+        wrong = 'the answer lacks Upgrade: websocket, Connection: Upgrade, or the right Sec-WebSocket-Accept'
+    elif chosen is not None and chosen not in subprotocols:
         wrong = 'the server chose a subprotocol that was not offered'
     else:
-        return chosen[0] if chosen else None, confirm_extensions(headers, extensions)
+        return chosen, confirm_extensions(headers, extensions)
     raise HandshakeError(wrong, response=response)
 
 
 def parse_uri(uri):
-    """Split a *uri* of RFC 6455 3 or ws+unix:// into (scheme, host, port, resource, (user, password) or None).
+    """Split a *uri* into (scheme, host, port, resource, (user, password) or None), RFC 6455 3; ValueError.
 
-    With ws+unix the host is a path and the port None. ValueError for everything else.
+    With ws+unix the host is a path and the port None.
     """
-    scheme, separator, rest = uri.partition('://')
+    wrong = ValueError('this is no ws://, wss:// or ws+unix:// URL without fragment and spaces: %s' % quote(uri))
+    scheme, _, rest = uri.partition('://')
     scheme = scheme.lower()
-    if not separator or scheme not in ('ws', 'wss', 'ws+unix', 'wss+unix'):
-        raise ValueError('a WebSocket URL begins with ws://, wss:// or ws+unix://, unlike %s' % quote(uri))
-    if '#' in uri or any(c <= ' ' or c == '\x7f' for c in uri):
-        raise ValueError('a WebSocket URL has no fragment, space or control character: %s' % quote(uri))
-    if scheme.endswith('+unix') and rest:
+    if not rest or scheme not in ('ws', 'wss', 'ws+unix', 'wss+unix') or '#' in uri or '\x7f' in uri or min(uri) <= ' ':
+        raise wrong
+    if scheme.endswith('+unix'):
         return scheme, rest, None, '/', None
     authority = rest.partition('/')[0].partition('?')[0]
-    resource = rest[len(authority):] if rest[len(authority):][:1] == '/' else '/' + rest[len(authority):]
+    resource = ''.join([chr(octet) if octet < 127 else '%%%02X' % octet for octet in rest[len(authority):].encode()])
     userinfo, at, authority = authority.rpartition('@')
     try:
         host, port = parse_host(authority if max(authority, default='') <= '~' else authority.encode('idna').decode())
     except (HandshakeError, ValueError, LookupError):       # the codec idna is not everywhere
-        raise ValueError('no host in %s' % quote(uri))
+        raise wrong
     if port == 0:
-        raise ValueError('port 0 in %s' % quote(uri))
-    resource = ''.join(c if c <= '~' else ''.join('%%%02X' % octet for octet in c.encode('utf-8')) for c in resource)
+        raise wrong
     user, _, password = userinfo.partition(':')
-    return (scheme, host, port or (443 if scheme == 'wss' else 80), resource,
+    return (scheme, host, port or (443 if scheme == 'wss' else 80), resource if resource[:1] == '/' else '/' + resource,
             (unquote(user), unquote(password)) if at else None)
 
 
 def host_header(scheme, host, port):
-    """Return the value of Host: with the port unless it is the scheme's own, and IPv6 addresses in brackets."""
+    """Return the value of Host: with the port unless it is the scheme's own, IPv6 addresses in brackets."""
     host = '[%s]' % host if ':' in host else host
     return host if port == {'ws': 80, 'wss': 443}.get(scheme) else '%s:%d' % (host, port)
 
 
 def basic_credentials(user, password):
     """Return the value of Authorization for HTTP basic authentication, RFC 7617."""
-    return 'Basic ' + binascii.b2a_base64(('%s:%s' % (user, password)).encode('utf-8'))[:-1].decode()
+    return 'Basic ' + _base64(('%s:%s' % (user, password)).encode('utf-8'))
 
 
 ########################################################################################################################
@@ -3767,9 +3627,9 @@ def _share_with(websocket, frames, encoded, key):
 ########################################################################################################################
 # 10. Server
 #
-# Listeners and opening handshakes are entries of the manager's loop. The handshake is a generator that yields READ or
-# WRITE where it must wait: the loop runs it for WebSocket classes, a thread for handler functions. Everything that is
-# not an upgrade gets one HTTP answer, and the connection ends.
+# Listeners and opening handshakes are entries of the manager's loop. A handshake is a generator that yields READ or
+# WRITE where it must wait: the loop runs it for WebSocket classes, a thread for handler functions. What is no upgrade
+# gets one HTTP answer, and the connection ends.
 
 CONTENT_TYPES = {
     'html': 'text/html', 'js': 'text/javascript', 'css': 'text/css', 'txt': 'text/plain', 'csv': 'text/csv',
@@ -3778,8 +3638,14 @@ CONTENT_TYPES = {
     'woff2': 'font/woff2'}
 
 
+def expect(good, wanted, value, error=TypeError):
+    """Raise *error*, which says what is *wanted* and is not *value*, unless *good*."""
+    if not good:
+        raise error('%s, not %s' % (wanted, quote(value)))
+
+
 def match_route(pattern, path):
-    """Return the {name} parts of *pattern* as a dict, decoded from *path*, or None if it does not match."""
+    """Return the {name} parts of *pattern*, decoded from *path*, as a dict; None if it does not match."""
     wanted, given = pattern.split('/'), path.split('/')
     args = {}
     for part, segment in zip(wanted, given):
@@ -3791,78 +3657,73 @@ def match_route(pattern, path):
 
 
 def find_file(root, path):
-    """Return the name of the file *path* (decoded) in the directory *root*, None if none is there and inside."""
+    """Return the name of *path* (decoded) in the directory *root*, or of the file *root*; '' if there is none."""
     parts = [part for part in path.split('/') if part]
     if any(part[0] == '.' for part in parts) or any(c in path for c in '\0\\:'):
-        return None
+        return ''
     root = os.path.realpath(root)
     name = os.path.realpath(os.path.join(root, *parts))
     if os.path.isdir(name):
         name = os.path.realpath(os.path.join(name, 'index.html'))
-    return name if name.startswith(root.rstrip(os.sep) + os.sep) and os.path.isfile(name) else None
+    return name if (name + os.sep).startswith(root.rstrip(os.sep) + os.sep) and os.path.isfile(name) else ''
 
 
 def basic_auth(realm='', credentials=None, check_credentials=None):
-    """Return a process_request that wants HTTP basic authentication (RFC 7617), and sets ``username``; others get 401.
+    """Return a process_request that wants HTTP basic authentication (RFC 7617) and sets ``username``.
 
-    *credentials* is a pair (user, password) or an iterable of pairs, *check_credentials*(user, password) tells whether
-    they are right. TypeError for anything else, ValueError for both or none.
+    Give either *credentials*, a pair (user, password) or an iterable of pairs, or *check_credentials*(user, password).
     """
     if (credentials is None) is (check_credentials is None):
         raise ValueError('give either credentials or check_credentials')
     if credentials is not None:
-        pairs = [credentials] if _is_pair(credentials) else list(credentials)
-        if not all(map(_is_pair, pairs)):
-            raise TypeError('credentials are a pair (user, password) or a list of such pairs')
+        pairs = list(credentials)
+        if str in map(type, pairs):
+            pairs = [credentials]
+        expect(all(isinstance(pair, tuple) and list(map(type, pair)) == [str, str] for pair in pairs),
+               'credentials are a pair (user, password) or a list of such pairs', type(credentials))
 
         def check_credentials(*given):
             from hmac import compare_digest     # how long it takes tells nothing about users
-            return any([all([compare_digest(*[text.encode('utf-8') for text in texts]) for texts in zip(pair, given)])
+            return any([all([compare_digest(right.encode(), text.encode()) for right, text in zip(pair, given)])
                         for pair in pairs])
-    elif not callable(check_credentials):
-        raise TypeError('check_credentials is a function of user and password')
+    expect(callable(check_credentials), 'check_credentials is a function of user and password', check_credentials)
     challenge = 'Basic realm="%s", charset="UTF-8"' % check_field(realm, 'realm').replace('\\', '').replace('"', "'")
 
     def process_request(connection, request):
         scheme, _, encoded = request.headers.get('Authorization', '').partition(' ')
         try:
-            user, colon, password = binascii.a2b_base64(encoded.strip(' ')).decode('utf-8').partition(':')
+            user, colon, password = binascii.a2b_base64(encoded.strip(' ')).decode().partition(':')
         except ValueError:          # binascii.Error is one
             colon = ''
         if scheme.lower() != 'basic' or not colon or not check_credentials(user, password):
             return text_response(401, 'user name and password are needed\n', [('WWW-Authenticate', challenge)])
         connection.username = user
-        return None
 
     return process_request
 
 
-def _is_pair(pair):
-    return isinstance(pair, tuple) and [type(item) for item in pair] == [str, str]
-
-
 class Listener(Transport):
-    """The entry of a listening socket: accepts all who wait, and stands back when descriptors run out."""
+    """A listening socket: accepts all who wait, and stands back when descriptors run out."""
 
     def __init__(self, server, sock):
         Transport.__init__(self, sock)
         self._server = server
         self._loop = server.manager
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)      # accepted sockets inherit it
 
     def once(self):
         """Accept those who wait."""
-        for _ in range(128):
-            try:
-                sock, address = self.sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                break
-            except OSError as error:        # EMFILE and the like last: trying on would take all of the processor
-                self._server.logger.warning('cannot accept: %s', error)
-                self._watch(0)
-                self._due = time.monotonic() + 2 * TURN
-                self._loop.schedule(self)
-                break
-            self._server._accept(sock, address)
+        try:
+            for _ in range(128):
+                self._server._accept(*self.sock.accept())
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            pass
+        except OSError as error:        # EMFILE and the like last: trying on would take all of the processor
+            self._server.logger.warning('cannot accept: %s', error)
+            self._watch(0)
+            self._due = time.monotonic() + 2 * TURN
+            self._loop.schedule(self)
         return True
 
     def _tick(self, now):
@@ -3875,81 +3736,79 @@ class Listener(Transport):
 
 
 class Opening(Transport):
-    """An opening handshake in progress, TLS included, on an accepted connection; it takes open_timeout at most."""
+    """An opening handshake in progress, TLS included; it takes open_timeout at most."""
     reading_buffer_size = READ_SIZE
-    _with_body = True           # False after a request with HEAD
-    _answered = False
+    websocket = None
+    opened = False              # it is over, and the ``websocket`` open
 
     def __init__(self, server, sock, address=None):
         Transport.__init__(self, sock)
         self._server = server
-        self._address = address
+        self._peer = address[:2] if isinstance(address, tuple) else None
         self._data = bytearray()
+        self._steps = self._run()
         if server.open_timeout is not None:
             self._due = time.monotonic() + server.open_timeout
-        self._steps = self._run()
 
     def once(self):
-        """Go on as far as possible, in the loop; false when there is nothing more to do."""
-        if self._dead:
-            return False
-        try:
-            self._watch(next(self._steps))
-        except StopIteration as stop:
-            if stop.value is None:
-                return False
-            self._server._opened(self, *stop.value)
+        """Go on as far as possible; false when it is over."""
+        events = None if self._dead else next(self._steps, None)
+        if events is not None:
+            self._watch(events)
+        elif self.opened:
+            self._server._opened(self)
             self._loop.leave(self, self._fd)        # unless the websocket has taken the place
-        return True
+        return events is not None or self.opened
 
     def drive(self):
-        """Block until the handshake is over; return (websocket, handler, args), or None if there is no connection."""
-        try:
-            while not self._dead:
-                if not self._wait(next(self._steps), None if self._due == FOREVER else self._due - time.monotonic()):
-                    self._tick(self._due)
-        except StopIteration as stop:
-            return stop.value
-        return None
+        """Block until it is over; return ``opened``."""
+        for events in self._steps:
+            if not self._wait(events, None if self._due == FOREVER else self._due - time.monotonic()):
+                self._tick(self._due)
+            if self._dead:
+                break
+        return self.opened
 
     def _tick(self, now):
-        """It took too long."""
-        if not self._answered:
-            self._server.logger.debug('%s: opening handshake timed out', quote(self._address))
+        if not self._written and not self._queued:
             self._transmit(text_response(408, 'the request took too long\n').build())
         self._abort()
 
     def terminate(self):
-        """Close the connection, or what is left of it."""
+        """Close what is left of it."""
         self._server._openings.pop(self, None)
         self._close_socket()
 
     def _run(self):
-        """The handshake: a generator that yields READ or WRITE, and returns (websocket, handler, args) or None."""
-        server = self._server
+        """The handshake: a generator that yields what to wait for, and sets ``opened`` if it succeeds."""
+        server, head = self._server, b''
         try:
             try:
                 if server.ssl is not None:
                     yield from self._shake_tls()
-                response, *found = yield from self._answer((yield from self._read_request()))
+                head = yield from self._read_head()
+                response = yield from self._answer(parse_request(head))
             except HandshakeError as error:
                 # a plain GET and a health check are normal; the rest is a line
                 log = server.logger.debug if error.status in (404, 426) else server.logger.info
-                log('%s refused with %d: %s', quote(self._address), error.status, quote(str(error)))
+                log('%s refused with %d: %s', quote(self.peer_address), error.status, quote(str(error)))
                 response = text_response(error.status, '%s\n' % error, error.headers)
-            if response.status_code == 101:
-                yield from self._write(response.build())
-                websocket = found[0]
-                websocket.response, websocket._unread, websocket._connecting = response, bytes(self._data), False
-                websocket.request.headers._values = None
-                return found
-            if server.server_header is not None and 'Server' not in response.headers:
+            accepted = response.status_code == 101
+            if not accepted and server.server_header is not None and 'Server' not in response.headers:
                 response.headers['Server'] = server.server_header
-            yield from self._write(response.build(self._with_body))
-            yield from self._drain()
+            self._transmit(response.build(head[:5] != b'HEAD '))
+            while self._queued:
+                yield WRITE
+                self.flush()
+            if not accepted:
+                yield from self._drain()
+                return
+            websocket = self.websocket
+            websocket.response, websocket._unread, websocket._connecting = response, bytes(self._data), False
+            websocket.request.headers._values = None
+            self.opened = True
         except OSError as error:
-            server.logger.debug('opening handshake with %s: %s', quote(self._address), quote(str(error)))
-        return None
+            server.logger.debug('opening handshake with %s: %s', quote(self.peer_address), quote(str(error)))
 
     def _shake_tls(self):
         import ssl
@@ -3971,7 +3830,7 @@ class Opening(Transport):
             raise ConnectionResetError(errno.ECONNRESET, 'the peer closed the connection')
         self._data += data
 
-    def _read_request(self):
+    def _read_head(self):
         searched = end = 0
         while not end:
             yield from self._receive()
@@ -3979,41 +3838,46 @@ class Opening(Transport):
             searched = len(self._data)
         head = bytes(self._data[:end])
         del self._data[:end]
-        self._with_body = head[:5] != b'HEAD '
-        return parse_request(head)
+        return head
 
     def _read_body(self, request):
         length = request.headers.get('Content-Length', '0')
         if request.method not in ('GET', 'HEAD', 'POST'):
             raise HandshakeError('this page takes GET and POST', 405, [('Allow', 'GET, HEAD, POST')])
-        if 'Transfer-Encoding' in request.headers:
-            raise HandshakeError('a body needs a Content-Length', 411)
-        if not is_number(length):
-            raise HandshakeError('malformed Content-Length')
+        if 'Transfer-Encoding' in request.headers or not is_number(length):
+            raise HandshakeError('a body needs a Content-Length')
         if int(length) > self._server.max_size:
             raise HandshakeError('the body is longer than max_size', 413)
         while len(self._data) < int(length):
             yield from self._receive()
         request.body = bytes(self._data[:int(length)])
 
+    def _drain(self):
+        """End TCP in order: nothing that follows is parsed."""
+        self._half_close()
+        self._due = min(self._due, time.monotonic() + DRAIN_TIMEOUT)
+        if self._loop is not None:
+            self._loop.schedule(self)
+        while self._read() != b'':
+            yield READ
+
     def _answer(self, request):
-        """Check the *request* and ask the hooks; return (response, websocket, handler, args)."""
+        """Check the *request* and ask the hooks; return the Response."""
         server = self._server
         check_host(request, server.hosts)
         upgrade = is_upgrade(request)
-        handler, args = server._find(request.path)
-        websocket = self._make(handler, request) if upgrade or server.process_request else None
-        response = self._ask(server.process_request, websocket, request)
+        self.handler, self.args = server._find(request.path)
+        if upgrade or server.process_request is not None:
+            self._make(request)
+        response = self._ask(server.process_request, self.websocket, request)
         if response is None and not upgrade:
-            response = yield from self._page(request, handler)
-        if response is None or response.status_code == 101:
-            if handler is None:
-                raise HandshakeError('there is no WebSocket at this path', 404)
-            response = response or self._accept(websocket, handler, request)
-        return response, websocket, handler, args
+            response = yield from self._page(request)
+        if self.handler is None and (response is None or response.status_code == 101):
+            raise HandshakeError('there is no WebSocket at this path', 404)
+        return response or self._accept(request)
 
     def _ask(self, hook, *args, right=lambda answer: isinstance(answer, Response)):
-        """Return what a user's *hook* says, None if it has no say; 500 if it raises, or says what is not *right*."""
+        """Return what a user's *hook* says, or None; 500 if it raises, or says what is not *right*."""
         try:
             answer = None if hook is None else hook(*args)
             if answer is None or right(answer):
@@ -4023,23 +3887,21 @@ class Opening(Transport):
             self._server.logger.error('exception in %s', getattr(hook, '__name__', 'a hook'), exc_info=True)
             raise HandshakeError('internal error', 500)
 
-    def _make(self, handler, request):
-        kind = handler if isinstance(handler, type) else self._server.create_connection or WebSocket
-        websocket = kind(self.sock)
-        websocket._connecting = True
-        websocket.request = request
-        websocket._peer = self._address[:2] if isinstance(self._address, tuple) else self._address or None
-        configure(websocket, self._server._settings)
-        if isinstance(websocket, ServedWebSocket):
-            websocket.server = self._server
-        return websocket
-
-    def _accept(self, websocket, handler, request):
-        """Return the response that opens *websocket*, or what process_response wants instead; refusals are raised."""
+    def _make(self, request):
         server = self._server
+        kind = self.handler if isinstance(self.handler, type) else server.create_connection or WebSocket
+        self.websocket = websocket = kind(self.sock)
+        websocket._connecting, websocket.request, websocket._peer = True, request, self._peer
+        configure(websocket, server._settings)
+        if kind is ServedWebSocket:
+            websocket.server = server
+
+    def _accept(self, request):
+        """Return the Response that opens the websocket, or what process_response wants instead."""
+        server, websocket = self._server, self.websocket
         check_upgrade(request)
         check_origin(request, server.origins)
-        if server._full(handler):
+        if server._full(self.handler):
             raise HandshakeError('too many connections; the argument max_connections= of serve() says how many', 503)
         offered = offered_subprotocols(request)
         subprotocol = next((name for name in server.subprotocols if name in offered), None)
@@ -4049,98 +3911,67 @@ class Opening(Transport):
         response = accept_response(request, subprotocol, websocket.extensions, server.server_header)
         return self._ask(server.process_response, websocket, request, response) or response
 
-    def _page(self, request, handler):
-        page, rest = self._server._find_page(request.path)
-        if page is None and handler is not None:
-            check_upgrade(request)
+    def _page(self, request):
+        """Return the Response of the page that is asked for."""
+        page, name = self._server._find_page(request.path)
+        response = None
         if callable(page):
             yield from self._read_body(request)
             response = self._ask(page, request)
-            if response is not None:
-                return response
         elif page is not None:
             if request.method not in ('GET', 'HEAD'):
                 raise HandshakeError('this page can only be read', 405, [('Allow', 'GET, HEAD')])
-            name = request.path if '.' in request.path else '.html'
-            if isinstance(page, str):
-                name = find_file(page, unquote(rest)) if os.path.isdir(page) else page
-                page = None
-                if name is not None and os.path.isfile(name):
-                    with open(name, 'rb') as file:
-                        page = file.read()
-            if page is not None:
-                kind = CONTENT_TYPES.get(name.rpartition('.')[2].lower(), 'application/octet-stream')
-                kind += '; charset=utf-8' if kind[:5] == 'text/' else ''
-                return Response(200, None, [('Content-Type', kind), ('Cache-Control', 'no-cache'),
+            if page is name:
+                with open(name, 'rb') as file:
+                    page = file.read()
+            kind = CONTENT_TYPES.get(name.rpartition('.')[2].lower(), 'application/octet-stream')
+            kind += '; charset=utf-8' if kind[:5] == 'text/' else ''
+            response = Response(200, None, [('Content-Type', kind), ('Cache-Control', 'no-cache'),
                                             ('X-Content-Type-Options', 'nosniff')], page)
-        raise HandshakeError('there is nothing at this path', 404)
-
-    def _write(self, data):
-        """Write *data*; as long as the peer takes some of it, there is time."""
-        self._answered = True
-        self._transmit(data)
-        while self._queued:
-            left = self._queued
-            yield WRITE
-            self.flush()
-            if self._queued < left and self._due != FOREVER:
-                self._due = max(self._due, time.monotonic() + WRITE_TIMEOUT)
-
-    def _drain(self):
-        """End TCP in order: nothing that follows is parsed."""
-        self._half_close()
-        self._due = min(self._due, time.monotonic() + DRAIN_TIMEOUT)
-        if self._loop is not None:
-            self._loop.schedule(self)
-        data = None
-        while data != b'':
-            data = self._read()
-            if data is None:
-                yield READ
+        elif self.handler is not None:
+            check_upgrade(request)          # says what is missing
+        if response is None:
+            raise HandshakeError('there is nothing at this path', 404)
+        return response
 
 
 class ServedWebSocket(WebSocket):
-    """A connection whose events are those of its ``server``, methods of the same names with the connection in front."""
+    """A connection whose events are methods of its ``server``, with the connection in front."""
     server = None
 
 
-def _forward(name):
-    def forward(websocket, *args):
+for _name in ('opened', 'received_message', 'closed', 'pinged', 'ponged', 'sent', 'unhandled_error'):
+    def _forward(websocket, *args, name=_name):
         """Pass the event on to the server."""
         getattr(websocket.server, name)(websocket, *args)
-    return forward
-
-
-for _name in ('opened', 'received_message', 'closed', 'pinged', 'ponged', 'sent', 'unhandled_error'):
-    setattr(ServedWebSocket, _name, _forward(_name))
+    setattr(ServedWebSocket, _name, _forward)
 
 
 def connection_settings(logger=None, max_size=MAX_SIZE, max_queue=MAX_QUEUE, **seconds):
-    """Check what serve() and connect() say of a connection; return the attributes (of WebSocket, of Stream) to set."""
+    """Check what serve() and connect() say of a connection; return what is unusual: of WebSocket, of Stream."""
     for name, value in seconds.items():
-        if name not in ('open_timeout', 'ping_interval', 'ping_timeout', 'close_timeout'):
-            raise TypeError('unexpected argument %s' % name)
-        if value is not None and not value > 0:
-            raise ValueError('%s is a number of seconds, or None' % name)
+        expect(name in ('open_timeout', 'ping_interval', 'ping_timeout', 'close_timeout'), 'there is no argument', name)
+        expect(value is None or value > 0, '%s is a number of seconds, or None' % name, value, ValueError)
     check_limits('max_queue', max_queue)
-    sizes = [UNLIMITED if size is None else size for size in check_limits('max_size', max_size, None, 1)]
-    return dict(seconds, max_queue=max_queue, _logger=logger), dict(max_size=sizes[0], max_fragment=sizes[1])
+    size, fragment = [UNLIMITED if size is None else size for size in check_limits('max_size', max_size, None, 1)]
+    settings = dict(seconds, max_queue=max_queue, _logger=logger), dict(max_size=size, max_fragment=fragment)
+    return [{name: value for name, value in attributes.items() if value != getattr(kind, name, value)}
+            for kind, attributes in zip((WebSocket, Stream), settings)]
 
 
 def check_limits(name, value, second=None, least=0):
-    """Return (*value*, *second*), or *value* if that is a pair; ValueError unless both are None or int from *least*."""
+    """Return (*value*, *second*), or *value* if it is a pair, of None or int from *least* on; ValueError."""
     pair = value if isinstance(value, tuple) else (value, second)
-    if len(pair) != 2 or not all(limit is None or isinstance(limit, int) and limit >= least for limit in pair):
-        raise ValueError('%s is a number, a pair of numbers, or None, not %s' % (name, quote(value)))
+    expect(len(pair) == 2 and all(limit is None or isinstance(limit, int) and limit >= least for limit in pair),
+           '%s is a number, a pair of numbers, or None' % name, value, ValueError)
     return pair
 
 
 def configure(websocket, settings):
-    """Set the connection_settings() of a *websocket*: those that differ, for it may be one of many."""
+    """Set the connection_settings() of a *websocket*."""
     for target, attributes in zip((websocket, websocket.stream), settings):
         for name, value in attributes.items():
-            if value != getattr(target, name, value):
-                setattr(target, name, value)
+            setattr(target, name, value)
 
 
 def negotiated(websocket, subprotocol, extensions):
@@ -4155,8 +3986,8 @@ class Server:
     """Listening *sockets* (one, or a list) and what is behind them; the other arguments are those of serve().
 
     ``start()`` serves in the background, ``serve_forever()`` in the calling thread; ``shutdown()``, or leaving it as a
-    context manager, ends either. ``sockets`` are its listeners, ``port`` is the port it got (None on a unix socket),
-    ``manager`` the WebSocketManager whose loop it is, ``connections`` a set of all open WebSockets at this moment.
+    context manager, ends either. ``port`` is the one it got (None on a unix socket), ``manager`` the WebSocketManager
+    whose loop it is, ``connections`` a set of all open WebSockets at this moment.
     """
 
     def __init__(self, sockets, handler, logger=None, *, ssl=None, origins='same', hosts='local', extensions=(),
@@ -4168,35 +3999,30 @@ class Server:
         for name, hook in (('select_subprotocol', select_subprotocol), ('process_request', process_request),
                            ('process_response', process_response), ('create_connection', create_connection),
                            ('ssl', getattr(ssl, 'wrap_socket', ssl))):
-            if hook is not None and not callable(hook):
-                raise TypeError('%s cannot be %s' % (name, quote(hook)))
+            expect(hook is None or callable(hook), '%s is None or callable' % name, hook)
             setattr(self, name, hook)
+        self.ssl = ssl
         self.sockets = list(sockets) if isinstance(sockets, (list, tuple)) else [sockets]
         self.routes = _checked_routes(handler)
-        self.logger = logger or default_logger()
-        self.ssl = ssl
-        self.origins = check_names('origins', origins, 'same')
-        self.hosts = check_names('hosts', hosts, 'local')
+        self.pages = {_path(path): page if callable(page) or isinstance(page, (bytes, bytearray)) else os.fspath(page)
+                      for path, page in (pages or {}).items()}
+        self.origins, self.hosts = _names('origins', origins, 'same'), _names('hosts', hosts, 'local')
         self.extensions = with_compression(extensions, compression)
         self.subprotocols = check_subprotocols(subprotocols)
         self.server_header = None if server_header is None else check_field(server_header, 'server_header')
-        self.pages = _checked_pages(pages)
         self.max_connections = check_limits('max_connections', max_connections, max_connections)
         self._settings = connection_settings(logger, max_size, max_queue, open_timeout=open_timeout,
                                              ping_interval=ping_interval, ping_timeout=ping_timeout,
                                              close_timeout=close_timeout)
-        self.max_size = self._settings[1]['max_size']
+        self.max_size = self._settings[1].get('max_size', MAX_SIZE)
         self.open_timeout, self.close_timeout = open_timeout, close_timeout
+        self.logger = logger or default_logger()
         self.manager = WebSocketManager()
         self.manager._on_stop = self.shutdown
-        self._threaded = any(not isinstance(kind, type) for _, kind in self.routes)
-        self._blocking = set()
-        self._threads = set()
-        self._openings = OrderedDict()      # those in progress, the oldest first
-        self._guard = threading.Lock()
-        self._last = {}
+        # one operation on each of these is atomic, so that they need no lock
+        self._blocking, self._threads, self._openings, self._last = set(), set(), OrderedDict(), {}
         self._stopping = False
-        self._stopped = threading.Event()
+        self._threaded = any(not isinstance(kind, type) for _, kind in self.routes)
         if self._threaded:
             keeper()
         self._listeners = [Listener(self, sock) for sock in self.sockets]
@@ -4210,8 +4036,7 @@ class Server:
 
     @property
     def connections(self):
-        with self._guard:
-            return self._blocking.union(self.manager)
+        return self._blocking.union(self.manager)
 
     def fileno(self):
         """Return the descriptor of the first listening socket."""
@@ -4232,48 +4057,42 @@ class Server:
     def serve_forever(self):
         """Serve in this thread until shutdown(), in the main one also Ctrl-C or SIGTERM; return when all is closed.
 
-        A signal that you handle yourself is left to you. A second Ctrl-C interrupts at once.
+        A signal that you handle yourself is left to you; a second Ctrl-C interrupts at once.
         """
-        replaced = self._handle_signals()
+        import signal
+        replaced = []
+
+        def restore():
+            while replaced:
+                signal.signal(*replaced.pop())
+
+        def stop(number, frame):
+            restore()
+            self._stopping = self.manager._stopping = True
+            self.manager.wake()
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    replaced.append((number, signal.signal(number, stop)))
         try:
             if not self.manager.running and not self._stopping:
                 self.manager.run()
-            while self.manager.running and not self._stopped.wait(TURN):
-                pass            # in steps: where waiting cannot be interrupted by a signal
+            while self.manager.running:     # in another thread
+                time.sleep(TURN / 5)
         finally:
             self.shutdown()
-            _restore(replaced)
-
-    def _handle_signals(self):
-        """Handle Ctrl-C and SIGTERM in the main thread; return [(number, handler)] of what was there."""
-        replaced = []
-        if threading.current_thread() is threading.main_thread():
-            import signal
-
-            def stop(number, frame):
-                _restore(replaced)
-                self._stopping = self.manager._stopping = True
-                self.manager.wake()
-
-            for number in (signal.SIGINT, signal.SIGTERM):
-                handler = signal.getsignal(number)
-                if handler in (signal.SIG_DFL, signal.default_int_handler):
-                    replaced.append((number, handler))
-                    signal.signal(number, stop)
-        return replaced
+            restore()
 
     def shutdown(self, code=1001, reason='Server is shutting down'):
-        """Stop: accept no more, close every connection with *code*, and wait for them and their handlers; any thread.
+        """Accept no more, close every connection with *code*, and wait for their handlers; any thread may call it.
 
-        It waits at most close_timeout and a second, and not for the thread that called it; a handler that hangs is
-        left behind, with a line in the log.
+        It waits at most close_timeout and a second; a handler that hangs is left behind, with a line in the log.
         """
         self._stopping = True
-        with self._guard:
-            openings, blocking = list(self._openings), list(self._blocking)
-        for opening in openings:
+        for opening in list(self._openings):
             opening._abort()
-        for websocket in blocking:
+        for websocket in list(self._blocking):
             with websocket._lock:
                 websocket._send_close(code, reason.encode('utf-8'))
         self.manager.close_all(code, reason)
@@ -4281,35 +4100,29 @@ class Server:
             for listener in self._listeners:
                 self.manager.leave(listener, listener._fd)
                 listener.terminate()
+            self.manager.stop()
+            return
         self.manager.stop()
-        if threading.get_ident() != self.manager._thread_id:
-            self._join((CLOSE_TIMEOUT if self.close_timeout is None else self.close_timeout) + 1)
-            self._stopped.set()
-
-    def _join(self, timeout):
-        deadline = time.monotonic() + timeout
-        with self._guard:
-            threads = [thread for thread in self._threads if thread is not threading.current_thread()]
-        for thread in threads + [self.manager] * (self.manager.ident is not None):
+        deadline = time.monotonic() + (CLOSE_TIMEOUT if self.close_timeout is None else self.close_timeout) + 1
+        handlers = self._threads - {threading.current_thread()}
+        for thread in list(handlers) + [self.manager] * (self.manager.ident is not None):
             thread.join(max(0, deadline - time.monotonic()))
-        running = sum(thread.is_alive() for thread in threads)
+        running = sum(thread.is_alive() for thread in handlers)
         if running:
             self.logger.warning('%d handlers are still running', running)
 
     def broadcast(self, message, binary=None, *, key=None, exclude=()):
-        """Send *message* to all connections but those in *exclude*, without waiting for any: see WebSocketManager."""
-        if not isinstance(message, (str, bytes, bytearray, memoryview, Message)) and not hasattr(message, 'keys'):
+        """Send *message* to all connections but those in *exclude*; waits for none: see WebSocketManager."""
+        if hasattr(message, '__next__'):
             message = list(message)
         frames = shared_frames(message, binary, key)
         if key is not None:
             self._last[key] = message
         self.manager.broadcast(message, binary, key=key, exclude=exclude)
-        with self._guard:
-            blocking = self._blocking.difference(exclude)
-        share(blocking, frames, key)
+        share(self._blocking.difference(exclude), frames, key)
 
     def last(self, key=None):
-        """Return the last message broadcast with *key*, or None; without a key, a dict of all: for who joins late."""
+        """Return the last message broadcast with *key*, or None; without one, a dict of all: for who joins late."""
         return dict(self._last) if key is None else self._last.get(key)
 
     # The events of all clients, if a subclass of this is served
@@ -4326,73 +4139,60 @@ class Server:
     # From accept to the handler
 
     def _accept(self, sock, address):
-        """Begin the opening handshake on an accepted *sock*: in a thread if a handler function is among the routes."""
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError:         # a unix socket, or the peer is gone already
-            pass
+        """Begin an opening handshake: in a thread, if a function is among the handlers."""
         opening = Opening(self, sock, address)
-        oldest = None
-        with self._guard:
-            self._openings[opening] = True
-            if len(self._openings) > MAX_HANDSHAKES:    # slow ones are many, so that this one is given to the quick
-                oldest, _ = self._openings.popitem(last=False)
-        if oldest is not None:
-            oldest._abort()
+        self._openings[opening] = True
+        if len(self._openings) > MAX_HANDSHAKES:
+            self._openings.popitem(last=False)[0]._abort()
         if not self._threaded:
             opening._loop = self.manager
             self.manager.enter(opening, opening._fd)
             return
         thread = threading.Thread(target=self._serve_connection, args=(opening,), name='minws-connection', daemon=True)
-        with self._guard:
-            self._threads.add(thread)
+        self._threads.add(thread)
         try:
             thread.start()
         except RuntimeError as error:
-            self.logger.warning('cannot start a thread: %s', error)
             self._threads.discard(thread)
+            self.logger.warning('cannot start a thread: %s', error)
             opening._transmit(text_response(503, 'no more threads\n').build())
             opening.terminate()
 
     def _serve_connection(self, opening):
-        """The thread of a connection: the opening handshake, then the handler function."""
-        found = None
+        """The thread of a connection: its opening handshake, then its handler."""
         try:
-            found = opening.drive()
-            if found is not None:
-                self._opened(opening, *found)
-        except Exception:
-            self.logger.error('exception while serving %s', quote(opening._address), exc_info=True)
-            found = None
-        finally:
-            if found is None:
+            if opening.drive():
+                self._opened(opening)
+            else:
                 opening.terminate()
-            with self._guard:
-                self._threads.discard(threading.current_thread())
-                self._blocking.discard(found and found[0])
+        except Exception:
+            self.logger.error('exception while serving %s', quote(opening.peer_address), exc_info=True)
+            opening.terminate()
+        finally:
+            self._threads.discard(threading.current_thread())
 
-    def _opened(self, opening, websocket, handler, args):
-        """A connection is open: give it to the manager, or run its handler in this thread."""
+    def _opened(self, opening):
+        """Give a connection that is open to the manager, or run its handler in this thread."""
         self._openings.pop(opening, None)
-        if args:
-            websocket.path_args = args
-        if self._stopping:
-            websocket.close(1001)
-            websocket._close_socket()
-        elif isinstance(handler, type):
+        websocket, handler = opening.websocket, opening.handler
+        if opening.args:
+            websocket.path_args = opening.args
+        if not isinstance(handler, type):
+            self._handle(websocket, handler)
+        elif not self._stopping:
             self.manager.add(websocket)
         else:
-            self._handle(websocket, handler, args)
+            websocket.close(1001)
+            websocket._close_socket()
 
-    def _handle(self, websocket, handler, args):
+    def _handle(self, websocket, handler):
         websocket._block(keeper())
-        with self._guard:
-            self._blocking.add(websocket)
+        self._blocking.add(websocket)
         code = 1011
         try:
-            if self._stopping:
+            if self._stopping:          # shutdown() may have missed it
                 websocket.close(1001)
-            handler(websocket, **args)
+            handler(websocket, **websocket.path_args)
             code = 1000
         except ConnectionClosed:
             code = 1000
@@ -4400,13 +4200,13 @@ class Server:
             self.logger.error('%s: exception in the handler', format_addresses(websocket), exc_info=True)
         finally:
             websocket.close(code)
+            self._blocking.discard(websocket)
 
     def _full(self, handler):
         managed = isinstance(handler, type)
         openings = 0 if self._threaded else len(self._openings)
         count = len(self.manager._entries) - len(self.sockets) - openings if managed else len(self._blocking)
-        limit = self.max_connections[managed]
-        return limit is not None and count >= limit
+        return self.max_connections[managed] is not None and count >= self.max_connections[managed]
 
     def _find(self, path):
         for pattern, handler in self.routes:
@@ -4416,24 +4216,21 @@ class Server:
         return None, {}
 
     def _find_page(self, path):
-        if path in self.pages:
-            return self.pages[path], ''
-        for prefix in sorted(self.pages, key=len, reverse=True):
-            page = self.pages[prefix]
-            if prefix[-1:] == '/' and path.startswith(prefix) and isinstance(page, str) and os.path.isdir(page):
-                return page, path[len(prefix):]
-        return None, ''
+        """Return (page, name): a function, bytes, or the name of a file; what tells its type. HandshakeError 404."""
+        within = [prefix for prefix, page in self.pages.items() if prefix == path or prefix[-1:] == '/'
+                  and path.startswith(prefix) and isinstance(page, str) and os.path.isdir(page)]
+        prefix = max(within, key=len, default=None)
+        page = self.pages.get(prefix)
+        if isinstance(page, str):
+            page = find_file(page, unquote(path[len(prefix):]))
+            if not page:
+                raise HandshakeError('there is nothing at this path', 404)
+            return page, page
+        return page, path if '.' in path else '.html'
 
 
-def _restore(handlers):
-    import signal
-    for number, handler in handlers:
-        signal.signal(number, handler)
-
-
-def _check_path(path):
-    if not isinstance(path, str) or path[:1] != '/':
-        raise ValueError("a path begins with '/': %s" % quote(path))
+def _path(path):
+    expect(isinstance(path, str) and path[:1] == '/', "a path begins with '/'", path, ValueError)
     return path
 
 
@@ -4441,104 +4238,112 @@ def _checked_routes(handler):
     """Return [(pattern or None, function or class)] of a handler, or of a dict of them."""
     routes = [(None, handler)]
     if isinstance(handler, dict):
-        routes = [(_check_path(path), kind) for path, kind in handler.items()]
+        routes = [(_path(path), kind) for path, kind in handler.items()]
     for _, kind in routes:
-        if not callable(kind) or isinstance(kind, type) and not issubclass(kind, WebSocket):
-            raise TypeError('a handler is a function of a websocket, or a subclass of WebSocket, not %s' % quote(kind))
+        expect(issubclass(kind, WebSocket) if isinstance(kind, type) else callable(kind),
+               'a handler is a function of a websocket, or a subclass of WebSocket', kind)
     return routes
 
 
-def _checked_pages(pages):
-    return {_check_path(path): page if callable(page) or isinstance(page, (bytes, bytearray)) else os.fspath(page)
-            for path, page in (pages or {}).items()}
-
-
-def check_names(name, values, default):
-    """Return the argument origins or hosts: None, *default*, or a list; TypeError, HandshakeError."""
+def _names(what, values, default):
+    """Return the argument origins or hosts: None, *default*, or a list."""
     if values is None or values == default:
         return values
-    if isinstance(values, (str, bytes)):
-        raise TypeError('%s is %r, None or a list, not %s' % (name, default, quote(values)))
-    if name == 'hosts':
+    expect(not isinstance(values, (str, bytes)), '%s is %r, None or a list' % (what, default), values)
+    if what == 'hosts':
         return [parse_host(check_field(host, 'host'))[0] for host in values]
     values = list(values)
-    if not all(origin is None or isinstance(origin, str) or hasattr(origin, 'fullmatch') for origin in values):
-        raise TypeError('an origin is a str, a compiled pattern or None')
+    for origin in values:
+        expect(origin is None or isinstance(origin, str) or hasattr(origin, 'fullmatch'),
+               'an origin is a str, a compiled pattern or None', origin)
     return values
 
 
 def with_compression(extensions, compression):
-    """Return the list of *extensions* with the one that the argument *compression* stands for.
-
-    'deflate', or 'small' for small devices: no context takeover, and a window of 1 KiB.
-    """
+    """Return the list of *extensions* with the one that *compression* stands for."""
     extensions = list(extensions or ())
-    if not all(isinstance(extension, Extension) for extension in extensions):
-        raise TypeError('extensions are objects of Extension, not %s' % quote(extensions))
-    if compression not in (None, 'deflate', 'small'):
-        raise ValueError("compression is 'deflate', 'small' or None, not %s" % quote(compression))
-    if compression is not None:
-        small = {'window_bits': 10, 'mem_level': 3, 'context_takeover': False}
-        extensions.append(PerMessageDeflate(**small if compression == 'small' else {}))
+    wanted = "compression is 'deflate', 'small' or None"
+    expect(compression in (None, 'deflate', 'small'), wanted, compression, ValueError)
+    if compression == 'small':      # for small devices: a window of 1 KiB, and nothing kept between messages
+        extensions.append(PerMessageDeflate(window_bits=10, mem_level=3, context_takeover=False))
+    elif compression is not None:
+        extensions.append(PerMessageDeflate())
+    for extension in extensions:
+        expect(isinstance(extension, Extension), 'an extension is an object of Extension', extension)
     return extensions
+
+
+class closing:
+    """Close *sockets* if the block fails; its socket.timeout, no TimeoutError before Python 3.10, becomes one."""
+
+    def __init__(self, *sockets):
+        self.sockets = sockets
+
+    def __enter__(self):
+        return self.sockets[0]
+
+    def __exit__(self, kind, error, traceback):
+        for sock in self.sockets if kind is not None else ():
+            sock.close()
+        if isinstance(error, socket.timeout):
+            raise TimeoutError('opening handshake timed out')
 
 
 def listen(host=None, port=0, *, backlog=128, reuse_port=False):
     """Return listening sockets for *host* (None or '': every interface, IPv4 and IPv6) and *port* (0: any free one).
 
-    OSError with a sentence for people if the port is in use or may not be used.
+    OSError, with a sentence for people if the port may not be used.
     """
-    if not isinstance(port, int) or not 0 <= port < 65536:
-        raise ValueError('a port is a number from 0 to 65535, not %s' % quote(port))
+    expect(isinstance(port, int) and 0 <= port < 65536, 'a port is a number from 0 to 65535', port, ValueError)
+    both = not host and _has_ipv6()
+    host = host or ('::' if both else '0.0.0.0')
     sockets = []
     try:
-        for family, address in _listening_addresses(host):
+        # as bytes: str would need the codec idna, which a router's Python lacks
+        found = socket.getaddrinfo(host.encode('ascii'), 0, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+        for family, address in OrderedDict.fromkeys((item[0], item[4]) for item in found):
             sock = socket.socket(family, socket.SOCK_STREAM)
             sockets.append(sock)
             # on Windows SO_REUSEADDR would let another program take the port
-            exclusive = getattr(socket, 'SO_EXCLUSIVEADDRUSE', None)
-            sock.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
+            option = getattr(socket, 'SO_EXCLUSIVEADDRUSE', socket.SO_REUSEADDR)
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
             if reuse_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(host))
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
             sock.bind(address[:1] + (port,) + address[2:])
             sock.listen(backlog)
             port = sock.getsockname()[1]
     except OSError as error:
         for sock in sockets:
             sock.close()
-        hint = {errno.EADDRINUSE: 'port %d is in use by another program: choose another one',
-                errno.EACCES: 'port %d needs privileges: choose one above 1023'}.get(error.errno)
-        raise OSError(error.errno, hint % port) if hint else error
+        hint = {errno.EADDRINUSE: 'is in use by another program: choose another one',
+                errno.EACCES: 'needs privileges: choose one above 1023'}.get(error.errno)
+        raise OSError(error.errno, 'port %d %s' % (port, hint)) if hint else error
     return sockets
 
 
-def _listening_addresses(host):
-    if host:    # as bytes: str would need the codec idna, which a router's Python lacks
-        found = socket.getaddrinfo(host.encode('ascii'), 0, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
-        return list(OrderedDict(((family, address), None) for family, _, _, _, address in found))
+def _has_ipv6():
     try:
         socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
-        return [(socket.AF_INET6, ('::', 0, 0, 0))]
+        return True
     except OSError:
-        return [(socket.AF_INET, ('0.0.0.0', 0))]
+        return False
 
 
 def accept(sock, **options):
-    """Perform the opening handshake of a server on *sock*, connected; return a blocking WebSocket.
+    """Perform a server's opening handshake on *sock*, connected; return a blocking WebSocket.
 
     *options* are those of serve(). HandshakeError if the client was refused, and has been told so.
     """
     server = Server([], lambda websocket: None, **options)
     server.manager.stop()
     opening = Opening(server, sock)
-    found = opening.drive()
-    if found is None:
+    if not opening.drive():
         opening.terminate()
         raise HandshakeError('the opening handshake failed')
-    found[0]._block(keeper())
-    return found[0]
+    opening.websocket._block(keeper())
+    return opening.websocket
 
 
 def serve(handler, host=None, port=None, *, sock=None, backlog=128, reuse_port=False, **options):
@@ -4549,12 +4354,13 @@ def serve(handler, host=None, port=None, *, sock=None, backlog=128, reuse_port=F
     {name} parts are keyword arguments of the function and ``path_args`` of the class; or a subclass of Server, whose
     methods opened(client), received_message(client, message) and so on are the events of all clients.
 
-    *host* None or '' is every interface, *port* 0 any free one; or *sock*, a listening socket. *ssl* is an SSLContext.
-    *origins*, *hosts*: see check_origin and check_host. *subprotocols*: names, the best first, or
-    select_subprotocol(websocket, offered) → name or None. *extensions* are patterns, *compression* 'deflate', 'small'
-    or None. process_request(websocket, request) and process_response(websocket, request, response) return a Response
-    to use instead, or None. *server_header* None sends none. *pages* maps paths to a file or directory name, bytes, or
-    a function of a Request that returns a Response. *create_connection* makes the WebSocket of handler functions.
+    *host* None or '' is every interface, *port* 0 any free one; *sock* is a listening socket instead, *ssl* an
+    SSLContext. *origins*, *hosts*: see check_origin, check_host. *subprotocols*: names, the best first, or
+    select_subprotocol(websocket, offered) → name or None. *extensions* are patterns, *compression* 'deflate' or
+    'small' (for small devices). process_request(websocket, request) and process_response(websocket, request, response)
+    return a Response to use instead, or None. *server_header* None sends none. *pages* maps paths to a file or
+    directory name, bytes, or a function of a Request that returns a Response. *create_connection* makes the WebSocket
+    of handler functions.
 
     Seconds: *open_timeout*, *ping_interval*, *ping_timeout*, *close_timeout*. *max_size*: bytes of a message, or
     (message, fragment); *max_queue*: received messages that wait, or (high, low); *max_connections*: one number, or
@@ -4562,43 +4368,26 @@ def serve(handler, host=None, port=None, *, sock=None, backlog=128, reuse_port=F
     """
     if sock is None:
         sockets = listen(host, port or 0, backlog=backlog, reuse_port=reuse_port)
-    elif host is not None or port is not None or reuse_port:
-        raise ValueError('sock replaces host and port')
     else:
+        expect(not (host or port or reuse_port), 'sock replaces host and port', (host, port), ValueError)
         sockets = [sock]
         sock.listen(backlog)
-    try:
+    with closing(*sockets):
         if isinstance(handler, type) and issubclass(handler, Server):
             return handler(sockets, ServedWebSocket, **options)
         return Server(sockets, handler, **options)
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
 
 
 def unix_serve(handler, path=None, *, sock=None, **options):
-    """Like serve(), on the unix socket *path*; a socket file that nobody listens on any more is replaced."""
+    """Like serve(), on the unix socket *path*; one that nobody listens on any more is replaced."""
     if sock is None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            try:
-                sock.bind(path)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or not _is_stale(path):
-                    raise
-                os.unlink(path)
-                sock.bind(path)
-        except BaseException:
-            sock.close()
-            raise
+        from stat import S_ISSOCK
+        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(path) == errno.ECONNREFUSED and S_ISSOCK(os.stat(path).st_mode):
+                    os.unlink(path)
+            sock.bind(path)
     return serve(handler, sock=sock, **options)
-
-
-def _is_stale(path):
-    from stat import S_ISSOCK
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return S_ISSOCK(os.stat(path).st_mode) and probe.connect_ex(path) == errno.ECONNREFUSED
 
 
 ########################################################################################################################
@@ -4608,144 +4397,115 @@ def _is_stale(path):
 # the classes callback-driven ones.
 
 
+def limit_time(sock, deadline, attempts=1):
+    """Let calls on *sock* last for one of the *attempts* until *deadline* (monotonic or None); TimeoutError."""
+    left = None if deadline is None else (deadline - time.monotonic()) / attempts
+    if left is not None and left <= 0:
+        raise TimeoutError('opening handshake timed out')
+    if hasattr(sock, 'settimeout'):
+        sock.settimeout(left)
+
+
 def connect_socket(host, port, deadline=None, source_address=None):
-    """Return a socket connected to *host* (str): every address is tried. *deadline* is monotonic, or None."""
-    found = socket.getaddrinfo(host.encode('ascii'), port, 0, socket.SOCK_STREAM)
+    """Return a socket connected to *host* (str), any of its addresses; *port* None: to the unix socket *host*."""
+    found = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, '', host)]
+    if port is not None:
+        found = socket.getaddrinfo(host.encode('ascii'), port, 0, socket.SOCK_STREAM)
     for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found):
         try:
-            return _connect(socket.socket(family, kind, protocol), address, deadline, left, source_address)
+            with closing(socket.socket(family, kind, protocol)) as sock:
+                limit_time(sock, deadline, left)
+                if source_address is not None:
+                    sock.bind(source_address)
+                sock.connect(address)
+                if port is not None:
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return sock
         except OSError as error:
             failure = error
     raise failure
 
 
-def _connect_unix(path, deadline):
-    return _connect(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path, deadline)
-
-
-def _connect(sock, address, deadline, attempts=1, source_address=None):
-    with _closing(sock):
-        sock.settimeout(_time_left(deadline, attempts))
-        if source_address is not None:
-            sock.bind(source_address)
-        sock.connect(address)
-        if isinstance(address, tuple):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def connect_through(proxy, host, port, deadline=None, source_address=None):
+    """Return a socket connected through the HTTP *proxy* (http://[user:password@]host:port)."""
+    expect(proxy.startswith('http://'), 'a proxy is http://host:port', proxy, ValueError)
+    _, proxy_host, proxy_port, _, userinfo = parse_uri('ws' + proxy[4:])
+    fields = Headers([('Host', host_header('', host, port))])
+    if userinfo:
+        fields.add('Proxy-Authorization', basic_credentials(*userinfo))
+    with closing(connect_socket(proxy_host, proxy_port, deadline, source_address)) as sock:
+        request = build_head('CONNECT %s HTTP/1.1' % fields['Host'], fields)
+        response = exchange(sock, request, deadline, good=range(200, 300))
+        if not 200 <= response.status_code < 300 or response.body:
+            raise HandshakeError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
+                                 response=response)
         return sock
-
-
-class _closing:
-    """Close *sock* if the block fails; its socket.timeout, no TimeoutError before Python 3.10, becomes one."""
-
-    def __init__(self, sock):
-        self.sock = sock
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if kind is not None:
-            self.sock.close()
-        if isinstance(error, socket.timeout):
-            raise TimeoutError('opening handshake timed out')
-
-
-def _time_left(deadline, attempts=1):
-    """Return the seconds for one of the *attempts* until *deadline*; TimeoutError if there are none."""
-    if deadline is None:
-        return None
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError('opening handshake timed out')
-    return left / attempts
 
 
 def dial(scheme, host, port, deadline=None, *, ssl=None, server_hostname=None, proxy=None, source_address=None,
          sock=None):
-    """Return a socket connected to *host* and *port* (None: to the unix socket *host*), or *sock*; for wss inside TLS.
+    """Return *sock*, or one connected to *host* and *port* (see connect_socket), for wss inside TLS.
 
-    The certificate is verified unless *ssl*, an SSLContext, says otherwise.
+    It verifies the certificate unless *ssl*, an SSLContext, says otherwise.
     """
-    if sock is None and port is None:
-        sock = _connect_unix(host, deadline)
-    elif sock is None and proxy:
+    if sock is None and proxy and port is not None:
         sock = connect_through(proxy, host, port, deadline, source_address)
     elif sock is None:
         sock = connect_socket(host, port, deadline, source_address)
     if not scheme.startswith('wss'):
         return sock
-    with _closing(sock):
+    with closing(sock):
         if ssl is None:
             from ssl import create_default_context
             ssl = create_default_context()
-        sock.settimeout(_time_left(deadline))
+        limit_time(sock, deadline)
         return ssl.wrap_socket(sock, server_hostname=server_hostname or host)
 
 
-def read_more(websocket, deadline=None):
-    """Return what arrives next (bytes, b'' at the end), and write meanwhile. TimeoutError."""
-    while True:
-        data = websocket._read()
-        if data is not None:
-            return data
-        websocket._wait(READ | WRITE if websocket._queued else READ, _time_left(deadline))
-        websocket.flush()
+def exchange(sock, request, deadline=None, good=(101,)):
+    """Write a *request* (bytes); return the Response, past interim ones. HandshakeError, OSError, TimeoutError.
 
-
-def exchange_heads(websocket, request, deadline=None):
-    """Write a *request* (bytes); return the head of the answer, bytes, past interim ones. HandshakeError, TimeoutError.
-
-    Bytes behind the head are left for the *websocket* to read.
+    Its body is what came behind a *good* status, else at most 64 KiB of explanation.
     """
-    with websocket._lock:
-        websocket._transmit(request)
-    data = bytearray()
-    for _ in range(8):          # answers with 1xx, of which a few are tolerated
-        searched, end = len(data), find_head_end(data)
-        while not end:
-            data += read_more(websocket, deadline)
-            if len(data) == searched:
-                raise HandshakeError('the server closed the connection before it answered')
-            end = find_head_end(data, searched)
-            searched = len(data)
-        head = bytes(data[:end])
-        del data[:end]
-        if head[8:10] != b' 1' or head[9:12] == b'101':
-            websocket._unread = bytes(data)
-            return head
-    raise HandshakeError('too many interim answers')
+    def read():
+        limit_time(sock, deadline)
+        piece = sock.recv(4096)
+        if not piece:
+            raise HandshakeError('the server closed the connection before it answered')
+        return piece
 
-
-def read_error_body(websocket, response, deadline=None):
-    """Read what the server says besides an answer other than 101, at most 64 KiB, into ``response.body``."""
-    length = response.headers.get('Content-Length', '')
-    wanted = min(65536, int(length)) if is_number(length) else 65536
-    body, data = b'', b'-'
+    limit_time(sock, deadline)
     try:
-        while len(body) < wanted and data:
-            data = read_more(websocket, deadline)
-            body += data
-    except OSError:
+        sock.sendall(request)
+    except (BrokenPipeError, ConnectionResetError):     # it may have answered already
         pass
-    response.body = body[:wanted]
+    data = bytearray()
+    for _ in range(8):      # answers with 1xx, of which a few are tolerated
+        while not find_head_end(data):
+            data += read()
+        end = find_head_end(data)
+        response = parse_response(bytes(data[:end]))
+        del data[:end]
+        if response.status_code == 101 or response.status_code >= 200:
+            break
+    else:
+        raise HandshakeError('too many interim answers')
+    length = response.headers.get('Content-Length', '')
+    wanted = 0 if response.status_code in good else min(65536, int(length)) if is_number(length) else 65536
+    try:
+        while len(data) < wanted:
+            data += read()
+    except (OSError, HandshakeError):       # what has come must do
+        pass
+    response.body = bytes(data[:wanted or None])
+    return response
 
 
-def shake_hands(websocket, request, deadline, check):
-    """Client: write the opening *request* (bytes), and open *websocket* with what *check*(head of the answer) says."""
-    websocket.stream.always_mask, websocket.stream.expect_masking, websocket.stream.sharing = True, False, None
-    websocket._connecting = True
-    head = exchange_heads(websocket, request, deadline)
-    websocket.response = parse_response(head)
-    if websocket.response.status_code != 101:
-        read_error_body(websocket, websocket.response, deadline)
-    negotiated(websocket, *check(head))
-    websocket._connecting = False
-
-
-def client_headers(host, key, *, origin=None, user_agent=None, subprotocols=(), extensions=(), userinfo=None,
-                   headers=None, exclude_headers=()):
-    """Return the Headers of an opening handshake, RFC 6455 4.1; ValueError for what may not stand there."""
+def client_headers(scheme, host, port, key, userinfo, subprotocols, extensions, headers, exclude_headers, origin=None,
+                   user_agent=None):
+    """Return the Headers of an opening handshake, RFC 6455 4.1; ValueError."""
     offers = [(pattern.name, params) for pattern in extensions for params in pattern.offer()]
+    host = 'localhost' if port is None else host_header(scheme, host, port)
     fields = [('Host', host), ('Upgrade', 'websocket'), ('Connection', 'Upgrade'), ('Sec-WebSocket-Key', key),
               ('Sec-WebSocket-Version', str(WS_VERSION)), ('Origin', origin), ('User-Agent', user_agent),
               ('Authorization', basic_credentials(*userinfo) if userinfo else None),
@@ -4756,6 +4516,15 @@ def client_headers(host, key, *, origin=None, user_agent=None, subprotocols=(), 
                    + Headers(headers).items())
 
 
+def open_client(websocket, response, subprotocol, extensions):
+    """Let *websocket* be a client, open since this *response*, with what that has brought."""
+    stream = websocket.stream
+    stream.always_mask, stream.expect_masking, stream.sharing = True, False, None
+    websocket.response, websocket._unread, response.body = response, response.body, b''
+    websocket._connecting = False
+    negotiated(websocket, subprotocol, extensions)
+
+
 def new_key():
     """Return a fresh Sec-WebSocket-Key (str)."""
     return binascii.b2a_base64(os.urandom(16))[:-1].decode()
@@ -4764,10 +4533,10 @@ def new_key():
 class WebSocketBaseClient(WebSocket):
     """A client driven by callbacks: ws://, wss:// or ws+unix:// *url*. ValueError for a bad URL or header.
 
-    ``connect()`` blocks until the handshake is done and then calls ``handshake_ok()``, to be overridden: give it to a
-    manager there, or call run() in a thread. *ssl_options* are keyword arguments of a context that verifies: ``cafile
-    capath cadata certfile keyfile password``, or ``context``, a context of your own. *headers* are extra ones, and
-    *exclude_headers* names that are left out. ``ws+unix`` requests '/': set ``resource`` before connecting.
+    ``connect()`` blocks until the handshake is done and calls ``handshake_ok()``, to be overridden: give it to a
+    manager there, or call run() in a thread. *ssl_options*: ``cafile capath cadata certfile keyfile password`` of a
+    context that verifies, or ``context``, one of your own. *headers* are extra ones, *exclude_headers* names to leave
+    out. ``ws+unix`` requests '/', unless ``resource`` is set before connecting.
     """
     open_timeout = OPEN_TIMEOUT
 
@@ -4775,15 +4544,15 @@ class WebSocketBaseClient(WebSocket):
                  exclude_headers=None):
         self.url = url
         self.scheme, host, self.port, self.resource, self._userinfo = parse_uri(url)
-        self.unix_socket_path = host if self.port is None else None
-        self.host = 'localhost' if self.port is None else host
+        unix = self.port is None
+        self.host, self.unix_socket_path = ('localhost', host) if unix else (host, None)
         self.ssl_options = ssl_options or {}
         self.extra_headers = Headers(headers)
         self.exclude_headers = list(exclude_headers or ())
         self.key = new_key().encode()
-        family = socket.AF_INET6 if ':' in self.host else socket.AF_INET
-        sock = socket.socket(socket.AF_UNIX if self.port is None else family, socket.SOCK_STREAM)
-        if self.port is not None:
+        family = socket.AF_UNIX if unix else socket.AF_INET6 if ':' in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        if not unix:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         WebSocket.__init__(self, sock, check_subprotocols(protocols), None, None, heartbeat_freq)
         self.extensions = list(extensions or ())
@@ -4799,11 +4568,8 @@ class WebSocketBaseClient(WebSocket):
     @property
     def handshake_headers(self):
         """The headers of the opening handshake, a list of pairs."""
-        return client_headers(
-            self.host if self.port is None else host_header(self.scheme, self.host, self.port), self.key.decode(),
-            subprotocols=self.protocols, extensions=self.extensions, userinfo=self._userinfo,
-            headers=self.extra_headers, exclude_headers=self.exclude_headers).items()
-
+        return client_headers(self.scheme, self.host, self.port, self.key.decode(), self._userinfo, self.protocols,
+                              self.extensions, self.extra_headers, self.exclude_headers).items()
 
     @property
     def handshake_request(self):
@@ -4811,35 +4577,32 @@ class WebSocketBaseClient(WebSocket):
         return build_head('GET %s HTTP/1.1' % check_field(self.resource, 'resource'), Headers(self.handshake_headers))
 
     def connect(self):
-        """Connect, and perform the opening handshake, in open_timeout. HandshakeError, OSError, TimeoutError."""
+        """Connect and shake hands, in open_timeout. HandshakeError, OSError, TimeoutError."""
         deadline = None if self.open_timeout is None else time.monotonic() + self.open_timeout
         self._close_socket()        # it was of one family; the host may have addresses of another
         context = self._context() if self.scheme.startswith('wss') else None
-        self._adopt(dial(self.scheme, self.unix_socket_path or self.host, self.port, deadline, ssl=context))
+        self.sock = dial(self.scheme, self.unix_socket_path or self.host, self.port, deadline, ssl=context)
         try:
-            shake_hands(self, self.handshake_request, deadline, self._check)
+            with closing(self.sock):
+                self.response = response = exchange(self.sock, self.handshake_request, deadline)
+                self.process_response_line(b'HTTP/1.1 %d' % response.status_code)
+                protocols, extensions = self.process_handshake_header(build_head('', response.headers)[2:])
+                self._adopt(self.sock)
         except BaseException:
-            self._close_socket()
+            self.sock = None
             raise
+        open_client(self, response, protocols[0] if protocols else None, extensions)
         self.handshake_ok()
-
-    def _check(self, head):
-        line, _, headers = head.partition(b'\r\n')
-        self.process_response_line(line)
-        protocols, extensions = self.process_handshake_header(headers)
-        return protocols[0] if protocols else None, extensions
 
     def _context(self):
         options = dict(self.ssl_options)
-        if 'context' in options:
-            return options['context']
-        import ssl
-        context = ssl.create_default_context(
-            **{name: options.pop(name, None) for name in ('cafile', 'capath', 'cadata')})
-        if 'certfile' in options:
-            context.load_cert_chain(*[options.pop(name, None) for name in ('certfile', 'keyfile', 'password')])
-        if options:
-            raise TypeError('unknown ssl_options: %s' % ', '.join(sorted(options)))
+        context = options.pop('context', None)
+        if context is None:
+            from ssl import create_default_context
+            context = create_default_context(
+                **{name: options.pop(name, None) for name in ('cafile', 'capath', 'cadata')})
+            if options:
+                context.load_cert_chain(**options)
         return context
 
     def process_response_line(self, response_line):
@@ -4858,26 +4621,15 @@ class WebSocketBaseClient(WebSocket):
 
 
 class WebSocketClient(WebSocketBaseClient):
-    """A client with a thread of its own, which runs from connect() to the end and keeps the process alive."""
+    """A client with a thread of its own, which keeps the process alive until the connection ends."""
 
-    def __init__(self, *args, **kwargs):
-        WebSocketBaseClient.__init__(self, *args, **kwargs)
-        self._thread = threading.Thread(target=self.run, name='minws-client')
-        self._over = threading.Event()
-
-    @property
-    def daemon(self):
-        """True if the thread does not keep the process alive; to be set before connect()."""
-        return self._thread.daemon
-
-    @daemon.setter
-    def daemon(self, flag):
-        self._thread.daemon = flag
+    daemon = False              # True: the thread does not keep the process alive; to be set before connect()
+    _over = None                # an event, once there is a thread
 
     def run_forever(self):
         """Wait until the connection is over."""
         # not join(): CPython takes a thread for ended when Ctrl-C interrupts that, and does not wait for it at exit
-        while self._thread.ident is not None and not self._over.wait(TURN):
+        while self._over is not None and not self._over.wait(TURN):
             pass
 
     def run(self):
@@ -4885,17 +4637,19 @@ class WebSocketClient(WebSocketBaseClient):
         try:
             WebSocketBaseClient.run(self)
         finally:
-            self._over.set()
+            if self._over is not None:
+                self._over.set()
 
     def handshake_ok(self):
         """Start the thread."""
-        self._thread.start()
+        self._over = threading.Event()
+        threading.Thread(target=self.run, name='minws-client', daemon=self.daemon).start()
 
 
 def environment_proxy(scheme, host):
-    """Return the proxy (http://host:port) that the environment wants for *host*, or None.
+    """Return the proxy (http://host:port) that the environment has for *host*, or None.
 
-    ``https_proxy`` and ``http_proxy`` go for wss and ws, then ``all_proxy``; ``no_proxy`` has names, suffixes, or *.
+    It is in ``https_proxy`` (wss), ``http_proxy`` or ``all_proxy``; ``no_proxy`` lists names, suffixes, or *.
     """
     def variable(name):
         return os.environ.get(name) or os.environ.get(name.upper())
@@ -4907,49 +4661,27 @@ def environment_proxy(scheme, host):
     return variable('https_proxy' if scheme == 'wss' else 'http_proxy') or variable('all_proxy')
 
 
-def connect_through(proxy, host, port, deadline=None, source_address=None):
-    """Return a socket that the HTTP *proxy* (http://[user:password@]host:port) has connected to *host* and *port*."""
-    scheme, _, rest = proxy.rstrip('/').partition('://')
-    if scheme != 'http':
-        raise ValueError('a proxy is http://host:port, not %s' % quote(proxy))
-    _, proxy_host, proxy_port, _, userinfo = parse_uri('ws://' + rest)
-    fields = Headers([('Host', host_header('', host, port))])
-    if userinfo:
-        fields.add('Proxy-Authorization', basic_credentials(*userinfo))
-    sock = connect_socket(proxy_host, proxy_port, deadline, source_address)
-    with _closing(sock):
-        tunnel = WebSocket(sock)
-        request = build_head('CONNECT %s HTTP/1.1' % fields['Host'], fields)
-        response = parse_response(exchange_heads(tunnel, request, deadline))
-        if not 200 <= response.status_code < 300 or tunnel._unread:
-            raise HandshakeError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
-                                 response=response)
-        return sock
-
-
 def redirected(uri, response):
-    """Return where a *response* with a redirecting status sends us, an absolute ws URI, or None. HandshakeError."""
-    location = response.headers.get('Location') if response.status_code in (301, 302, 303, 307, 308) else None
-    if location is None:
+    """Return where a *response* redirects us, an absolute ws URI, or None. HandshakeError."""
+    target = response.headers.get('Location') if response.status_code in (301, 302, 303, 307, 308) else None
+    if target is None:
         return None
-    scheme, _, rest = uri.partition('://')
-    authority = rest.partition('/')[0].partition('?')[0]
-    path = rest[len(authority):].partition('?')[0]
-    kind, colon, _ = location.partition(':')
-    if location[:2] == '//':
-        location = '%s:%s' % (scheme, location)
-    elif colon and is_token(kind):
-        location = kind.lower().replace('http', 'ws') + location[len(kind):]
+    scheme, host, port, resource, _ = parse_uri(uri)
+    path, kind = resource.partition('?')[0], target.partition(':')[0]
+    if target[:2] == '//':
+        target = scheme + ':' + target
+    elif is_token(kind) and kind != target:
+        target = kind.lower().replace('http', 'ws') + target[len(kind):]
     else:
-        base = '' if location[:1] == '/' else path if location[:1] == '?' else path.rpartition('/')[0] + '/'
-        location = '%s://%s%s%s' % (scheme, authority, base, location)
+        base = '' if target[:1] == '/' else path if target[:1] == '?' else path.rpartition('/')[0] + '/'
+        target = '%s://%s%s%s' % (scheme, host_header(scheme, host, port), base, target)
     try:
-        kind = parse_uri(location)[0]
+        kind = parse_uri(target)[0]
     except ValueError:
-        kind = ''
-    if kind not in ('ws', 'wss') or kind == 'ws' and scheme.lower() == 'wss':
-        raise HandshakeError('redirected to %s: refused' % quote(location), response=response)
-    return location
+        kind = None
+    if kind != 'wss' and (kind != 'ws' or scheme == 'wss'):
+        raise HandshakeError('redirected to %s: refused' % quote(target), response=response)
+    return target
 
 
 def connect(uri, *, redirects=0, headers=None, auth=None, **options):
@@ -4958,16 +4690,14 @@ def connect(uri, *, redirects=0, headers=None, auth=None, **options):
     *subprotocols* are names; *headers* extra ones, *exclude_headers* names to leave out; *origin*, *user_agent* (None:
     none). *ssl* is an SSLContext instead of one that verifies with the system's certificates; for one of your own,
     ``ssl.create_default_context(cafile='its.pem')``; *server_hostname* is the name to verify instead of the URI's.
-    *auth* is (user, password), as in the URI. *proxy* is http://host:port, True for that of the environment, or None.
-    *redirects* (at most 5) are followed, never from wss to ws, nor with credentials to another origin. *sock* is a
-    connected socket. *open_timeout* is for all of it; the other options are those of serve().
+    *auth* is (user, password), as in the URI; *proxy* http://host:port, True for the environment's, or None; *sock* a
+    connected socket. *redirects* (at most 5) are followed, never from wss to ws, nor with credentials to another
+    origin. *open_timeout* is for all of it; the other options are those of serve().
 
-    ValueError or TypeError for bad arguments, before anything is sent; HandshakeError if the server refuses, its
-    ``response`` the answer; OSError, TimeoutError.
+    ValueError or TypeError before anything is sent; HandshakeError, with the ``response``; OSError, TimeoutError.
     """
-    if not 0 <= redirects <= 5:
-        raise ValueError('0 to 5 redirects are followed')
-    headers = Headers(headers)
+    expect(0 <= redirects <= 5, '0 to 5 redirects are followed', redirects, ValueError)
+    headers, auth = Headers(headers), auth or parse_uri(uri)[4]
     timeout = options.get('open_timeout', OPEN_TIMEOUT)
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
@@ -4992,39 +4722,37 @@ def _connect_once(uri, headers, auth, deadline, *, subprotocols=None, exclude_he
     patterns = with_compression(extensions, compression)
     settings = connection_settings(**settings)
     key = new_key()
-    fields = client_headers(
-        'localhost' if port is None else host_header(scheme, host, port), key, origin=origin, user_agent=user_agent,
-        subprotocols=subprotocols, extensions=patterns, userinfo=auth or userinfo, headers=headers,
-        exclude_headers=exclude_headers)
-    if ssl is not None and not scheme.startswith('wss'):
-        raise ValueError('ssl is for wss:// URLs')
+    fields = client_headers(scheme, host, port, key, auth or userinfo, subprotocols, patterns, headers, exclude_headers,
+                            origin, user_agent)
+    expect(ssl is None or scheme.startswith('wss'), 'ssl is for wss:// URLs', scheme, ValueError)
     if proxy is True and port is not None:
         proxy = environment_proxy(scheme, host)
     sock = dial(scheme, host, port, deadline, ssl=ssl, server_hostname=server_hostname, proxy=proxy,
                 source_address=source_address, sock=sock)
-    with _closing(sock):
+    with closing(sock):
+        response = exchange(sock, build_head('GET %s HTTP/1.1' % resource, fields), deadline)
+        chosen = check_response(response, key, list(subprotocols or ()), patterns)
         websocket = (create_connection or WebSocket)(sock)
         configure(websocket, settings)
         websocket.request = Request('GET', resource, fields)
-        shake_hands(websocket, build_head('GET %s HTTP/1.1' % resource, fields), deadline,
-                    lambda head: check_response(websocket.response, key, list(subprotocols or ()), patterns))
+        open_client(websocket, response, *chosen)
     websocket._block(keeper())
     return websocket
 
 
 def unix_connect(path, uri='ws://localhost/', **options):
     """Like connect(), over the unix socket *path*; *uri* says what to request."""
-    sock = _connect_unix(path, time.monotonic() + (options.get('open_timeout') or OPEN_TIMEOUT))
-    with _closing(sock):
+    timeout = options.get('open_timeout') or OPEN_TIMEOUT
+    with closing(connect_socket(path, None, time.monotonic() + timeout)) as sock:
         return connect(uri, sock=sock, **options)
 
 
 def reconnect(uri, *, first_delay=5, max_delay=60, stop=None, **options):
-    """Yield connections to *uri*, a fresh one each time the last is done with: ``for ws in reconnect(uri): ...``.
+    """Yield connections to *uri*, a fresh one when the last is done with: ``for ws in reconnect(uri): ...``.
 
-    Between them it waits: at first a random time up to *first_delay* seconds (RFC 6455 7.2.3), then twice as long each
-    time, up to *max_delay*, with jitter. It ends when the loop is left, or *stop*, a threading.Event, is set. What
-    waiting does not mend is raised: bad arguments, an answer that is neither 101 nor 5xx nor 429.
+    Before the next it waits: a random time up to *first_delay* seconds (RFC 6455 7.2.3), then twice as long each time,
+    up to *max_delay*, until *stop*, a threading.Event, is set. What waiting does not mend is raised: bad arguments, an
+    answer that is neither 101 nor 5xx nor 429.
     """
     stop = stop or threading.Event()
     delay = first_delay

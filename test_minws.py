@@ -888,6 +888,18 @@ def test_XT03_answers_to_what_was_not_offered():
         minws.PerMessageDeflate(context_takeover=False).confirm([])
 
 
+def test_what_a_server_asks_for_by_itself():
+    """Its own messages begin afresh, so that a broadcast is compressed once; small devices want small windows, too."""
+    offer = [('client_max_window_bits', None)]
+    assert minws.PerMessageDeflate().accept(offer).params == [('server_no_context_takeover', None)]
+    assert minws.PerMessageDeflate(context_takeover=True).accept(offer).params == []
+    small = minws.PerMessageDeflate(context_takeover=False, window_bits=10)
+    flags = [('client_no_context_takeover', None), ('server_no_context_takeover', None)]
+    assert sorted(small.accept([]).params) == flags
+    assert sorted(small.accept(offer).params) == [('client_max_window_bits', '10')] + flags
+    assert ('client_max_window_bits', '9') in small.accept([('client_max_window_bits', '9')]).params
+
+
 @pytest.mark.parametrize('bits', range(8, 16))
 def test_XT06_XT07_window_of_the_server_as_the_client_asks(bits):
     server = minws.PerMessageDeflate().accept([('server_max_window_bits', str(bits))])
@@ -899,14 +911,14 @@ def test_XT06_XT07_window_of_the_server_as_the_client_asks(bits):
         wire = sender.encode(0x2, data)
         payload = wire[{126: 4, 127: 10}.get(wire[1], 2):]
         if wire[0] & 0x40:
-            assert len(payload) < len(data) // 4
+            assert len(payload) < len(data) // 2
             assert zlib.decompressobj(-max(bits, 9)).decompress(payload + b'\0\0\xff\xff') == data
         else:
             assert payload == data
 
 
 @pytest.mark.parametrize('kind', [minws.PerMessageDeflate, minws.DeflateFrame], ids=['message', 'frame'])
-@pytest.mark.parametrize('server_keeps, client_keeps', list(itertools.product((True, False), repeat=2)))
+@pytest.mark.parametrize('server_keeps, client_keeps', list(itertools.product((True, False, None), repeat=2)))
 def test_XT14_windows_are_kept_as_negotiated(kind, server_keeps, client_keeps):
     offer = kind(context_takeover=client_keeps)
     text = minws.format_extensions((kind.name, params) for params in offer.offer())
@@ -919,11 +931,12 @@ def test_XT14_windows_are_kept_as_negotiated(kind, server_keeps, client_keeps):
     client.use([theirs])
     rng = random.Random(14)
     reading = ''.join(rng.choice('abcdefghijklmnopqrstuvwxyz') for _ in range(300))
-    for sender, receiver in ((client, server), (server, client)):
+    no_one_minds = server_keeps is not False and client_keeps is not False
+    for sender, receiver, keeps in ((client, server, no_one_minds), (server, client, no_one_minds and server_keeps)):
         wires = [sender.encode(0x1, reading.encode('ascii')) for _ in range(3)]
         wires.append(sender.encode(0x1, b'short', fin=False) + sender.encode(0x0, reading.encode('ascii')))
         assert [str(event) for event in receiver.receive(b''.join(wires))] == [reading] * 3 + ['short' + reading]
-        assert (len(wires[1]) < len(wires[0]) // 4) is (server_keeps and client_keeps)
+        assert (len(wires[1]) < len(wires[0]) // 4) is bool(keeps)
 
 
 ########################################################################################################################
@@ -8647,7 +8660,7 @@ def test_random_messages_make_the_round_trip(extensions):
 
 
 @pytest.mark.parametrize('kind', [minws.PerMessageDeflate, minws.DeflateFrame])
-@pytest.mark.parametrize('takeover, compressors', [(False, 1), (True, 20)], ids=['shared', 'each its own'])
+@pytest.mark.parametrize('takeover, compressors', [(None, 1), (False, 1), (True, 20)], ids=['shared', 'afresh', 'each its own'])
 def test_a_broadcast_is_compressed_once_for_all_peers_without_context_takeover(monkeypatch, kind, takeover, compressors):
     made = []
     make = zlib.compressobj

@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 import warnings
+import xml.etree.ElementTree
 
 import pytest
 
@@ -77,7 +78,7 @@ def example(name, *arguments):
 # -- every example ---------------------------------------------------------------------------------------------------
 
 SERVERS = {'echo_server': (), 'chat': (), 'many_clients': ('--serve',)}
-ALL = sorted(list(SERVERS) + ['echo_client', 'mock_data_source'])
+ALL = sorted(list(SERVERS) + ['echo_client', 'mock_data_source', 'benchmark'])
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -97,7 +98,7 @@ def test_port_in_use_is_one_sentence_naming_the_port(name):
     assert errors.count('\n') == 1 and str(port) in errors and 'in use' in errors
 
 
-@pytest.mark.parametrize('name', ['echo_server', 'echo_client', 'mock_data_source', 'many_clients', 'chat'])
+@pytest.mark.parametrize('name', ALL)
 def test_runs_as_a_file_beside_a_copy_of_the_library(name, tmp_path):
     for file in (os.path.join(EXAMPLES, name + '.py'), os.path.join(EXAMPLES, 'chat.html'), minws.__file__):
         shutil.copy(file, str(tmp_path))
@@ -498,3 +499,161 @@ def test_mock_data_source_prints_what_happened():
     assert [line.split(':')[0] for line in output.splitlines()] == [
         'test_class_with_a_scripted_socket', 'test_class_when_the_network_fails',
         'test_function_with_a_pair', 'test_calls_with_a_mock']
+
+
+# -- benchmark -------------------------------------------------------------------------------------------------------
+
+BRIEFLY = ('--seconds', 0.01, '--rounds', 2, '--connections', '1,10', '--sizes', '10,70000')
+OURS = ('--peers', 'raw,minws,minws-threads')
+
+
+def tables(output):
+    """Return {workload: {peer, or case: [other cells]}} of the tables that benchmark prints, in its order."""
+    found = {}
+    for line in output.splitlines():
+        title = re.match(r'([a-z]+): ', line)
+        cells = [cell.strip() for cell in line.strip('|').split('|')]
+        if title:
+            rows = found[title.group(1)] = {}
+        elif line.startswith('|') and cells[0] not in ('peer', 'connections', 'size') and cells[0].strip('-'):
+            rows[cells[0]] = cells[1:]
+    return found
+
+
+def test_benchmark_measures_every_workload_and_draws_what_it_prints(tmp_path):
+    picture, figures = str(tmp_path / 'chart.svg'), str(tmp_path / 'figures.json')
+    status, output, errors = run('benchmark', *BRIEFLY, *OURS, '--svg', picture, '--json', figures, timeout=60)
+    assert (status, errors) == (0, '')
+    assert max(map(len, output.splitlines())) <= 80
+    printed = tables(output)
+    assert list(printed) == ['echo', 'pingpong', 'broadcast', 'large', 'handshake', 'codec', 'import', 'scale', 'size']
+    with open(figures) as file:
+        measured = json.load(file)
+    assert measured['machine']['versions'] == {'minws': minws.__version__}
+    assert_growth(printed.pop('scale'), ['minws 1', 'minws 10', 'raw 1', 'raw 10'], measured['workloads'].pop('scale'))
+    assert_growth(printed.pop('size'), ['minws 10 B', 'minws 70000 B', 'raw 10 B', 'raw 70000 B'],
+                  measured['workloads'].pop('size'))
+    for workload, rows in printed.items():
+        assert set(rows) == {'codec': {'minws'}, 'import': {'raw', 'minws'}}.get(
+            workload, {'raw', 'minws', 'minws-threads'}), output
+        for median_and_spread, to_minws, to_raw, other in rows.values():
+            median, low, high = map(float, re.match(r'(\S+) \((\S+)-(\S+)\)$', median_and_spread).groups())
+            assert 0 < low <= median <= high
+            assert float(to_minws) > 0 and float(other) > 0 and (workload == 'codec' or float(to_raw) > 0)
+        assert rows['minws'][1] == '1.00' and (workload == 'codec' or rows['raw'][2] == '1.00')
+    assert_chart_shows(picture, printed, measured['workloads'])
+
+
+def assert_growth(printed, cases, measured):
+    """Assert that there is a row for each case, which says what one costs beside the first, or by its size."""
+    assert list(printed) == list(measured) == cases
+    medians = [sum(row['us']) / 2 for row in measured.values()]
+    for number, (case, (_, grown, to_raw, rate)) in enumerate(printed.items()):
+        share = measured[case]['size'] / 1024 if 'size' in measured[case] else medians[number - number % 2]
+        assert float(grown) == pytest.approx(medians[number] / share, rel=0.02)
+        assert float(to_raw) == pytest.approx(medians[number] / medians[2 + number % 2], rel=0.02)
+        assert float(rate) > 0
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='the limit of open files is one of POSIX')
+def test_benchmark_says_so_if_open_files_are_limited():
+    limited = 'import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)); %s' % (
+        'runpy.run_module("examples.benchmark", run_name="__main__")')
+    process = start(['-c', limited, '--seconds', '0.01', '--peers', 'minws', '--only', 'scale',
+                     '--connections', '1,10,1000'])
+    output, errors = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, errors) == (0, '')
+    rows = tables(output)['scale']
+    assert list(rows) == ['minws 1', 'minws 10', 'minws 1000'] and rows['minws 1000'] == ['failed', '-', '-', '-']
+    assert float(rows['minws 10'][1]) > 0
+    assert 'minws 1000 failed: the limit of open files, 200, does not allow it' in output
+
+
+def assert_chart_shows(path, printed, measured):
+    """Assert that each table has a group of bars, in its order, and that they are as long as the figures say."""
+    workload, drawn = None, {}
+    for element in xml.etree.ElementTree.parse(path).getroot():
+        if element.get('class') == 'workload':
+            workload = drawn[element.text] = []
+        elif element.tag.endswith('}g'):
+            name, bar, label = element
+            workload.append((name.text, float(bar.get('width')), 'ours' in bar.get('class'), label.text))
+    assert {name: [bar[0] for bar in bars] for name, bars in drawn.items()} == {
+        name: list(rows) for name, rows in printed.items()}
+    for name, bars in drawn.items():
+        medians = {peer: sum(row['us']) / 2 for peer, row in measured[name].items()}
+        for peer, width, ours, label in bars:
+            assert width == pytest.approx(max(bar[1] for bar in bars) * medians[peer] / max(medians.values()), abs=0.02)
+            assert ours == (peer != 'raw')
+            value, unit = label.split()[:2]
+            assert unit == 'ms' or value == printed[name][peer][0].split()[0]
+            assert peer == 'minws' or label.endswith(' %s\u00d7' % printed[name][peer][1])
+
+
+def test_benchmark_names_what_is_not_installed():
+    process = start(['-S', '-m', 'examples.benchmark', '--seconds', '0.01', '--rounds', '1', '--only', 'codec'])
+    output, errors = process.communicate(timeout=DEADLINE)  # -S: without site-packages
+    assert (process.returncode, errors) == (0, '')
+    missing = re.search(r'Not installed: ([^|]+?)\n\n', output).group(1)
+    assert re.split(r',\s', missing) == [
+        'websockets', 'websockets-sync', 'ws4py', 'aiohttp', 'tornado', 'picows', 'wsproto']
+    assert list(tables(output)['codec']) == ['minws']
+
+
+WRONG_ANSWERS = '''
+import minws
+
+WSListener = WSMsgType = object
+
+class Backwards(minws.WebSocket):
+    def received_message(self, message):
+        self.send(str(message)[::-1])
+
+async def ws_create_server(factory, sock):
+    minws.serve(Backwards, sock=sock).start()
+'''
+
+
+@pytest.mark.parametrize('code, reason', [
+    ('raise RuntimeError("broken on purpose")', 'broken on purpose'), ('', 'cannot import'),
+    ('import os; os._exit(3)', '(ended|closed the connection|reset by peer|refused)'),
+    (WRONG_ANSWERS, 'sent other bytes')], ids=['raises', 'lacks a name', 'exits', 'answers wrongly'])
+def test_benchmark_has_a_row_for_a_peer_that_fails(code, reason, tmp_path, monkeypatch):
+    (tmp_path / 'picows.py').write_text(code)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    picture = str(tmp_path / 'chart.svg')
+    status, output, errors = run('benchmark', *BRIEFLY, '--peers', 'minws,picows', '--only', 'echo,import',
+                                 '--svg', picture)
+    assert (status, errors) == (0, '')
+    printed = tables(output)
+    assert list(printed['echo']) == ['minws', 'picows'] and printed['echo']['picows'] == ['failed', '-', '-', '-']
+    assert float(printed['echo']['minws'][1]) == 1
+    assert re.search('picows failed: .*' + reason, output)
+    shown = [''.join(element.itertext()) for element in xml.etree.ElementTree.parse(picture).getroot()]
+    assert shown.count('picowsfailed') == output.count('picows failed:')
+
+
+def test_benchmark_ends_at_ctrl_c_with_one_line():
+    process = start(['-m', 'examples.benchmark', '--seconds', '60', *OURS])
+    try:
+        first_line(process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=DEADLINE)
+        assert (process.returncode, errors) == (1, 'interrupted\n')
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_benchmark_server_ends_when_its_parent_does():
+    process = start([os.path.join(EXAMPLES, 'benchmark.py'), 'child', 'minws'])  # its stdin is at its end
+    output, errors = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, errors) == (0, '') and int(output) > 0
+
+
+@pytest.mark.parametrize('arguments, complaint', [
+    (('--peers', 'minws,nobody'), 'nobody is none of raw, minws'), (('--only', 'swim'), 'swim is none of echo'),
+    (('--rounds', 0), 'nothing is measured'), (('--sizes', '125,0'), 'nothing is measured')])
+def test_benchmark_refuses_what_it_does_not_know(arguments, complaint):
+    status, output, errors = run('benchmark', *arguments)
+    assert (status, output) == (2, '') and complaint in errors

@@ -1843,9 +1843,11 @@ class Transport:
                               format_addresses(self), self._queued)
         self._abort()
 
-    def _flush(self):
-        """Write what waits, as much as the kernel takes. The lock is held. The one place that writes to a socket."""
-        out, chunk = self._out, self._chunk
+    def _flush(self, chunk=None):
+        """Write what waits, or *chunk* if nothing does. The lock is held. The one place that writes to a socket."""
+        out = self._out
+        if chunk is None:
+            chunk = self._chunk
         while out or chunk is not None:
             if chunk is None:
                 chunk = out.pop() if len(out) == 1 else self._join()
@@ -3608,9 +3610,10 @@ def share(websockets, frames, key=None):
                 continue
             with websocket._lock:
                 if websocket._swift and websocket._chunk is None and () in encoded and key is None:
-                    websocket._out.append(encoded[()])      # the common case, written out: 0.5 of 1.3 us
-                    if websocket._corked is None:
-                        websocket._flush()
+                    if websocket._corked is None and not websocket._out:
+                        websocket._flush(encoded[()])       # the common case, written out: 0.5 of 1.3 us
+                    else:
+                        websocket._out.append(encoded[()])
                 else:
                     _share_with(websocket, frames, encoded, key)
         except (WebSocketException, OSError) as error:

@@ -2362,7 +2362,7 @@ class WebSocket(Transport):
             self._loop._share()         # what was broadcast before this message arrives before it
         with self._lock:
             if self._swift and len(data) < 126 and self._chunk is None:
-                # the common case, written out: 0.5 of 1.0 us
+                # the common case, written out: 0.76 us against 1.34
                 self._out.append(SHORT_HEADS[0x80 | opcode][len(data)] + data)
                 if self._corked == threading.get_ident() and len(self._out) < 64:
                     return
@@ -3609,11 +3609,9 @@ def share(websockets, frames, key=None):
                     websocket.send(data, opcode == OPCODE_BINARY)
                 continue
             with websocket._lock:
-                if websocket._swift and websocket._chunk is None and () in encoded and key is None:
-                    if websocket._corked is None and not websocket._out:
-                        websocket._flush(encoded[()])       # the common case, written out: 0.5 of 1.3 us
-                    else:
-                        websocket._out.append(encoded[()])
+                if (websocket._swift and websocket._chunk is None and websocket._corked is None and not websocket._out
+                        and () in encoded and key is None):
+                    websocket._flush(encoded[()])       # the common case, written out: 1.7 us a peer against 2.1
                 else:
                     _share_with(websocket, frames, encoded, key)
         except (WebSocketException, OSError) as error:

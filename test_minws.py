@@ -1104,6 +1104,33 @@ def test_FG06_empty_fragments_and_the_type_of_the_first():
     assert_events([b'\x01\x00', b'\x80\x02hi'], ['hi'])
 
 
+@pytest.mark.parametrize('plain', [False, True], ids=['messages', 'plain'])
+@pytest.mark.parametrize('cuts', [(), (5,), (70000, 70001, 300000), tuple(range(0, 400000, 997))], ids=len)
+def test_large_messages_arrive_in_pieces_of_any_size(plain, cuts):
+    """One frame or many, what is put together is what was sent."""
+    data = random_bytes(7, 400000)
+    bounds = [0] + list(cuts) + [len(data)]
+    frames = [frame((0x2 if index == 0 else 0x0) | (0x80 if index == len(cuts) else 0), data[start:end])
+              for index, (start, end) in enumerate(zip(bounds, bounds[1:]))]
+    wire = b''.join(map(mask_frame, frames))
+    for size in (100, 4096, 65536, len(wire)):
+        stream = make_stream(True, plain=plain)
+        events = [event for start in range(0, len(wire), size) for event in stream.receive(wire[start:start + size])]
+        assert [describe(event) for event in events] == [data]
+
+
+def test_V01_what_is_announced_makes_room_only_as_more_of_it_comes():
+    stream = make_stream(True, max_size=1 << 26)
+    stream.receive(mask_frame(b'\x82\x7f\0\0\0\0\x04\0\0\0'))
+    tracemalloc.start()
+    try:
+        for size in (1, 1, 100, 1000, 10000):
+            stream.receive(b'x' * size)
+        assert tracemalloc.get_traced_memory()[1] < 500000
+    finally:
+        tracemalloc.stop()
+
+
 def test_plain_messages_keep_their_fragments():
     stream = make_stream(False, plain=True)
     message, = stream.receive(b'\x01\x01\xc3\x00\x00\x00\x02\xa9b\x80\x01c')

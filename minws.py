@@ -777,6 +777,17 @@ class Stream:
             if self.sharing is not None:
                 self.sharing = None if extension.sharing is None else self.sharing + (extension.sharing,)
 
+    def become_raw(self):
+        """Give every frame as a Frame from now on; return those that are complete of the message in progress."""
+        opcodes = [self._opcode] + [OPCODE_CONTINUATION] * len(self._pieces)
+        frames = [Frame(opcode, piece) for opcode, piece in zip(opcodes, self._pieces)]
+        if self._first is not None and self._whole is None:     # half a frame is there
+            self._whole = bytearray(self._collected())
+        self.raw = True
+        self._opcode = self._size = self._fragments = 0
+        self._payload, self._utf8, self._pieces = None, None, ()
+        return frames
+
     # Out
 
     def encode(self, opcode, data, fin=True):
@@ -863,9 +874,11 @@ class Stream:
                 if self.ended:
                     end = pos
                 idle = self._first is None and not self._opcode and not special
-        except (WebSocketException, UnicodeDecodeError) as error:
-            if not isinstance(error, WebSocketException):
+        except Exception as error:
+            if isinstance(error, UnicodeDecodeError):
                 error = TextFrameEncodingException('text is not UTF-8')
+            elif not isinstance(error, WebSocketException):
+                error = WebSocketException('exception in an extension: %s' % quote(error), 1011)
             self.ended = True
             end = pos
             events.append(error)
@@ -1153,12 +1166,14 @@ class Headers:
         return [(name, value.strip(' \t')) for name, _, value in fields]
 
     def _index(self):
-        if self._values is None:
-            self._values = values = {}
+        values = self._values
+        if values is None:
+            values = {}
             for name, value in self.items():
                 name = name.lower()
                 values[name] = values[name] + ', ' + value if name in values else value
-        return self._values
+            self._values = values       # once it is whole: other threads may ask, too
+        return values
 
     def get(self, name, default=None):
         """Return the joined values of *name*, or *default*."""
@@ -1747,7 +1762,7 @@ class Transport:
     _at_end = False         # the peer has ended its side
     _unread = b''           # what came with the handshake
     _chunk = None           # what the kernel took in part, a memoryview: TLS must be offered the same bytes again
-    _queued = 0             # bytes of _chunk, and of _out behind it
+    _queued = 0             # bytes of _chunk, and of _out behind it; 0 while the kernel takes all, whatever _out holds
     _written = 0            # bytes that the kernel has taken, ever
     _corked = None          # the thread that dispatches: what it sends leaves together, at the end
     _inbox = None           # only blocking connections have one
@@ -1758,7 +1773,7 @@ class Transport:
     _more = False           # there is something to do when all is written:
     _half_closing = False   # to shut down for writing
     _mute = False           # a write failed: there is no other end
-    _swift = False          # open and plain: a short frame needs no look at anything else
+    _swift = False          # open, plain, and nobody's turn: a frame needs no look at anything else
     _dead = False           # given up: the next turn ends it
     _ended = False          # the descriptor is closed
 
@@ -1834,7 +1849,10 @@ class Transport:
 
     def _hidden_input(self):
         """Tell whether there is input that no poller sees."""
-        return bool(self._unread or self._tls and (self._at_end or self.sock is not None and self.sock.pending()))
+        if not self._tls:
+            return bool(self._unread)
+        with self._lock:
+            return bool(self._unread or self._at_end or self.sock is not None and self.sock.pending())
 
     def _transmit(self, data):
         """Write *data*, or keep it while the kernel takes no more, or until the callback ends. The lock is held."""
@@ -1858,7 +1876,7 @@ class Transport:
         self._abort()
 
     def _flush(self, chunk=None):
-        """Write what waits, or *chunk* if nothing does. The lock is held. The one place that writes to a socket."""
+        """Write what waits, or *chunk* if nothing does. The lock is held. The one place that writes to a real socket."""
         out = self._out
         if chunk is None:
             chunk = self._chunk
@@ -1946,13 +1964,14 @@ class Transport:
         """Cut the connection now: wakes whoever waits for the socket. Any thread may call it."""
         self._dead, self._mute, self._swift = True, True, False
         self._due = FOREVER
+        sock, loop = self.sock, self._loop
         try:
-            if self._real and self.sock is not None:
-                _SOCKET.shutdown(self.sock, socket.SHUT_RDWR)
+            if self._real and sock is not None:
+                _SOCKET.shutdown(sock, socket.SHUT_RDWR)
         except OSError:
             pass
-        if self._loop is not None:
-            self._loop.again(self)
+        if loop is not None:
+            loop.again(self)
 
     def _set_due(self):
         """Compute ``_due`` from the clocks that run, and tell the loop."""
@@ -2030,13 +2049,13 @@ class Loop:
         with self._guard:
             if self._released:
                 raise RuntimeError('this loop has ended')
-            before, self._entries[fd] = self._entries.get(fd), entry
-            known = 0
+            before, known = self._entries.get(fd), 0
             if ours and isinstance(before, Transport) and before.sock is entry.sock:
                 known = before._events      # it takes the place of its opening handshake: two epoll_ctl less, 10 us
             elif before is not None and self._smart:
                 self.poller.unregister(fd)  # that socket was closed behind our back
             self._change(fd, known, entry._events if ours else READ)
+            self._entries[fd] = entry
         if ours:
             self.schedule(entry)
 
@@ -2050,9 +2069,11 @@ class Loop:
     def watch(self, entry, events):
         """Wait for other *events*, or 0, on behalf of *entry*, a Transport; any thread may call it."""
         with self._guard:
-            before, entry._events = entry._events, events
+            if entry._inbox is not None and entry._queued:
+                events |= WRITE
             if self._smart and not self._released and self._entries.get(entry._fd) is entry:
-                self._change(entry._fd, before, events)
+                self._change(entry._fd, entry._events, events)
+            entry._events = events
         if not self._live:
             self._nudge()
 
@@ -2081,7 +2102,13 @@ class Loop:
         if self._again or timeout < 0:
             timeout = 0
         entries = self._entries
-        for fd in self.poller.poll(timeout if timeout < 3600 else 3600) if self._smart else self.poller.poll():
+        try:
+            ready = self.poller.poll(timeout if timeout < 3600 else 3600) if self._smart else self.poller.poll()
+        except (OSError, ValueError):   # select: a socket was closed behind our back
+            ready = [fd for fd, entry in list(entries.items()) if entry.sock is None or entry.sock.fileno() != fd]
+            if not ready:
+                raise
+        for fd in ready:
             entry = entries.get(fd)
             if entry is not None:
                 self._serve(entry, fd)
@@ -2257,6 +2284,7 @@ class WebSocket(Transport):
     _deadline = None                    # of the closing handshake, monotonic
     _ping_due = None                    # when the next keepalive ping, or the verdict on the last one, is due
     _ping_out = False                   # it is the verdict
+    _ping_data = None                   # of the last one
     _beat_due = None                    # when the next unsolicited pong is due
     _pings = None                       # unanswered pings: OrderedDict of payload → PongWaiter
     _waiting_pong = None                # the newest, while output is stuck
@@ -2264,6 +2292,7 @@ class WebSocket(Transport):
     _marks = None                       # if sent() is overridden: (_written when it has left, message)
     _turn_owner = None                  # the thread that sends a fragmented message
     _turn_free = None                   # a condition on the lock, made by the first of them
+    _held = ()                          # what was broadcast meanwhile, a list of bytes
 
     def __init__(self, sock, protocols=None, extensions=None, environ=None, heartbeat_freq=None):
         Transport.__init__(self, sock)
@@ -2348,12 +2377,15 @@ class WebSocket(Transport):
 
         *binary* or *text* (bool) decide instead of the type: bytes sent as text must be UTF-8 (ValueError). Whole
         messages of several threads never mix. One leaves at once, or at the end of the callback that sent it; a
-        blocking connection waits while more than 64 KiB are unsent. With a *key*, the latest value wins: while the
+        blocking connection, or run(), waits while more than 64 KiB are unsent. With a *key*, the latest value wins: while the
         peer is slower than we are, a newer message replaces the one of the same key that waits, and nothing blocks.
 
         ConnectionClosed if the connection is closed, TypeError for what cannot be sent; an iterable that raises or
         mixes types fails the connection with 1011.
         """
+        loop = self._loop
+        if loop is not None and loop._shared:
+            loop._share()       # what was broadcast before this message arrives before it
         if text is not None:
             if binary is not None:
                 raise TypeError('binary and text say the same thing: give one of them')
@@ -2373,8 +2405,6 @@ class WebSocket(Transport):
         if key is not None:
             self._send_latest(key, (opcode, data))
             return
-        if self._loop is not None and self._loop._shared:
-            self._loop._share()         # what was broadcast before this message arrives before it
         with self._lock:
             if self._swift and len(data) < 126 and self._chunk is None:
                 # the common case, written out: 0.76 us against 1.34
@@ -2385,7 +2415,7 @@ class WebSocket(Transport):
             else:
                 self._check_open()
                 self._transmit_message(opcode, data)
-                if self._marks is not None:
+                if self._marks is not None and not self._mute:
                     self._marks.append((self._written + self.buffered_amount, message))
         if self._queued > WRITE_SOFT:
             self._await_written()
@@ -2407,37 +2437,35 @@ class WebSocket(Transport):
         if sendable[0] is None:
             raise TypeError('a message with a key is str or bytes, not an iterable')
         with self._lock:
-            self._check_open()
-            latest = self._latest
-            if latest is None:
-                latest = self._latest = Latest()
+            self._check_open(data=self._turn_owner == threading.get_ident())
+            latest = self._latest = self._latest or Latest()
             if key in latest.waiting:
                 self.dropped += 1
             latest.waiting[key] = sendable, frame
             self._release_latest()
             if latest.waiting and latest.due < self._due:
                 self._set_due()
-        if self._inbox is not None and len(latest.flight) >= WINDOW and self._loop is not None:
-            self._loop.watch(self, READ)        # for the pongs that open the window
+        loop = self._loop
+        if self._inbox is not None and len(latest.flight) >= WINDOW and loop is not None:
+            loop.watch(self, READ)      # for the pongs that open the window
 
     def _release_latest(self):
         """Send keyed messages that wait, as far as the window allows. The lock is held."""
         latest = self._latest
         if self._chunk is not None:
             self._more = True
-        if not latest.waiting or len(latest.flight) >= WINDOW or self._chunk is not None or self.server_terminated:
+        if (not latest.waiting or len(latest.flight) >= WINDOW or self._chunk is not None or self.server_terminated
+                or self._turn_owner is not None):
             return
-        corked, self._corked = self._corked, threading.get_ident()
+        frames = []
         while latest.waiting and len(latest.flight) < WINDOW:
             _, ((opcode, data), frame) = latest.waiting.popitem(last=False)
             latest.count += 1
             ping = b'minws' + latest.count.to_bytes(6, 'big')
             latest.flight[ping] = True
-            self._transmit((frame or self.stream.encode(opcode, data)) + self.stream.encode(OPCODE_PING, ping))
+            frames += [frame or self.stream.encode(opcode, data), self.stream.encode(OPCODE_PING, ping)]
+        self._transmit(b''.join(frames))
         latest.due = time.monotonic() + PATIENCE
-        self._corked = corked
-        if corked is None:
-            self._flush()
         self._set_due()
 
     def _report_sent(self):
@@ -2485,8 +2513,9 @@ class WebSocket(Transport):
             raise ValueError('close code %r may not be sent' % (code,))
         if len(reason) > 123:
             raise ValueError('a close reason has at most 123 bytes')
-        if self._loop is not None and self._loop._shared:
-            self._loop._share()
+        loop = self._loop
+        if loop is not None and loop._shared:
+            loop._share()
         with self._lock:
             if self._connecting:
                 self._abort()
@@ -2558,6 +2587,12 @@ class WebSocket(Transport):
                 self._turn_owner = None
                 self._turn_free.notify_all()
                 self._set_swift()
+                held, self._held = self._held, ()
+                if not self.server_terminated and self.sock is not None:
+                    for data in held:
+                        self._transmit(data)
+                    if self._latest is not None:
+                        self._release_latest()
 
     def _send_fragment(self, opcode, data, fin):
         with self._lock:
@@ -2583,11 +2618,11 @@ class WebSocket(Transport):
         if self._inbox is None and (self._loop is not None or self._corked == threading.get_ident()):
             return
         while self._queued > WRITE_SOFT and not self._dead and not self._ended:
-            stalled = self._stalled
-            if self._loop is None and stalled is not None and time.monotonic() > stalled + WRITE_TIMEOUT:
+            loop, stalled = self._loop, self._stalled
+            if loop is None and stalled is not None and time.monotonic() > stalled + WRITE_TIMEOUT:
                 self._drop()
-            if not self._wait(WRITE, TURN) and self._inbox is not None and self._loop is not None:
-                self._loop.watch(self, READ)    # the peer may wait for us to read, and somebody must answer its pings
+            if not self._wait(WRITE, TURN) and self._inbox is not None and loop is not None:
+                loop.watch(self, READ)      # the peer may wait for us to read, and somebody must answer its pings
             self.flush()
         if self._chunk is not None and self._wait(WRITE, 0.01):
             self.flush()                # most often this is all of it, and the keeper need not wake
@@ -2797,14 +2832,17 @@ class WebSocket(Transport):
                 self._latest.flight.clear()     # a peer that answers no pings: one batch a second
                 self._release_latest()
                 self._latest.due = max(self._latest.due, now + PATIENCE)
-        self._due = self._next_due()
+        with self._lock:
+            self._due = self._next_due()
 
     def _keep_alive(self, now):
         """Send a keepalive ping, or judge the last one: any byte since then, read or not, is a sign of life."""
         late = now > self._ping_due + PING_TIMEOUT / 2     # the whole process slept: nobody else is to blame
         if not self._ping_out:
             self._alive = False
-            if self._try(self.ping):
+            (self._pings or {}).pop(self._ping_data, None)      # who answers none must not make them pile up
+            self._ping_data = os.urandom(4)
+            if self._try(self.ping, self._ping_data):
                 self._ping_out = self.ping_timeout is not None
                 self._ping_due = now + (self.ping_timeout if self._ping_out else self.ping_interval)
         elif self._alive or late or not self._reading() or self._wait(READ, 0):
@@ -2816,10 +2854,10 @@ class WebSocket(Transport):
                 self._send_close(1011, b'keepalive ping timeout')
             self._abort()
 
-    def _try(self, send):
+    def _try(self, send, *args):
         """Call *send*; return whether the connection was open for it."""
         try:
-            send()
+            send(*args)
             return True
         except (ConnectionClosed, OSError):
             return False
@@ -2862,14 +2900,14 @@ class WebSocket(Transport):
         return more
 
     def _await_turn(self):
-        """Wait for input, for room to write, or for a clock; return False if only a clock was due."""
+        """Wait a while for input, for room to write, or for a clock; return whether there is something to do."""
         if self.sock is None or self._dead or self._hidden_input():
             return True
         if self.stream is not None and self.stream.paused and self._queued <= WRITE_SOFT:
             return True
-        ready = self._wait(self._events | (WRITE if self._queued else 0),
-                           None if self._due == FOREVER else max(0, self._due - time.monotonic()))
-        if not ready or time.monotonic() >= self._due:
+        # in steps, for what another thread leaves to be written, and for the clocks that it starts
+        ready = self._wait(self._events | (WRITE if self._queued else 0), min(TURN, self._due - time.monotonic()))
+        if time.monotonic() >= self._due:
             self._tick(time.monotonic())
         return ready
 
@@ -2983,9 +3021,12 @@ class WebSocket(Transport):
         try:
             while not done:
                 self._pump_until(lambda: self._something() or self.stream is not None and self.stream._pieces)
-                with inbox:
-                    done = bool(inbox.messages)
-                    message = inbox.messages.popleft() if done else self.stream and self.stream.take_fragments()
+                done = bool(inbox.messages)
+                if not done:
+                    with inbox:
+                        done = bool(inbox.messages)
+                        taken = None if done or self.stream is None else self.stream.take_fragments()
+                message = inbox.messages.popleft() if done else taken
                 if message is None:
                     raise self._connection_closed()
                 if message.__class__ is not Fragments:
@@ -3027,6 +3068,8 @@ class WebSocket(Transport):
                 self._sent_close = (1005 if len(frame.body) < 2 else struct.unpack('!H', frame.body[:2])[0]), ''
                 if self.client_terminated:
                     self._end_tcp()
+        if self._queued > WRITE_SOFT:
+            self._await_written()
 
     def __iter__(self):
         """Yield messages until the connection is closed with 1000, 1001 or no code; else ConnectionClosedError."""
@@ -3061,9 +3104,10 @@ class WebSocket(Transport):
             inbox.raw = raw
             if raw and self.stream is not None:
                 with inbox:
-                    self.stream.raw, self._ping_due = True, None
+                    self._ping_due = None
                     for _ in range(len(inbox.messages)):        # the keeper may have been faster
                         inbox.messages.extend(_as_frames(inbox.messages.popleft()))
+                    inbox.messages.extend(self.stream.become_raw())
         return inbox
 
     def _next_message(self, inbox, timeout):
@@ -3084,7 +3128,7 @@ class WebSocket(Transport):
     def _pump_until(self, ready, timeout=None):
         """Read until *ready*() is true, the connection over, or *timeout* seconds gone; return ready().
 
-        Takes the reader's role, or waits for what the thread that has it brings. It reads at least once.
+        Takes the reader's role, or waits for what the thread that has it brings. If it can it reads at least once.
         """
         inbox = self._inbox
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -3114,6 +3158,9 @@ class WebSocket(Transport):
             return self._finish()
         if stream.paused:
             return self._take_in(b'')
+        if inbox.messages and self._room() <= 0 and not self.server_terminated:
+            # who waits for a pong must not read past the limit: recv(), in another thread, makes room
+            return time.sleep(0.01 if timeout is None else max(0, min(0.01, timeout)))
         if not self._unread and not (self._tls and self._hidden_input()):
             if inbox.poll is None:
                 if not self._wait(READ, timeout):
@@ -3144,7 +3191,9 @@ class WebSocket(Transport):
         inbox, stream = self._inbox, self.stream
         count = len(inbox.messages)
         inbox.full = count >= inbox.high or inbox.full and count > inbox.low
-        if stream is None or inbox.full or count and sum(map(len, list(inbox.messages))) > 2 * stream.max_size:
+        if stream is None or inbox.full:
+            return 0
+        if count and sum(len(getattr(message, 'body', message)) for message in list(inbox.messages)) > 2 * stream.max_size:
             return 0
         return inbox.high - count
 
@@ -3155,10 +3204,7 @@ class WebSocket(Transport):
         try:
             while True:
                 for event in stream.receive(data, max(1, inbox.high - len(inbox.messages))):
-                    if event.__class__ is str or event.__class__ is bytes:
-                        inbox.messages.append(event)
-                    else:
-                        self._queue(event)
+                    self._queue(event)
                 data = b''
                 if not stream.paused or self._room() <= 0:
                     break
@@ -3170,10 +3216,14 @@ class WebSocket(Transport):
 
     def _queue(self, event):
         inbox, kind = self._inbox, event.__class__
-        if kind is Fragments or kind is Frame:
-            inbox.messages.append(event)
+        if kind is str or kind is bytes or kind is Fragments or kind is Frame:
+            if not self.server_terminated or len(inbox.messages) < inbox.high:
+                inbox.messages.append(event)
             if kind is Frame and event.opcode == OPCODE_CLOSE:
-                message = parse_close(event.body)
+                try:
+                    message = parse_close(event.body)
+                except WebSocketException as error:
+                    return self._fail(error)
                 self.stream.closing, self.client_terminated = message, True
                 self.close_code, self.close_reason = message.code, str(message.reason, 'utf-8')
         elif inbox.messages and (isinstance(event, WebSocketException) or event.opcode == OPCODE_CLOSE):
@@ -3346,19 +3396,19 @@ class Keeper(Loop):
             self._next = min(self._next, time.monotonic() + TURN)
         self.wake()
 
-    def watch(self, entry, events):
-        """Wait for *events*, besides writing where something is unsent."""
-        Loop.watch(self, entry, events | (WRITE if entry._queued else 0))
-
-    def _serve(self, entry, fd):
-        self.watch(entry, entry._keep(False))
+    def _serve(self, entry, fd, turn=False):
+        try:
+            self.watch(entry, entry._keep(turn))
+        except Exception:       # one bad entry must not harm the others
+            default_logger().error('exception in the keeper', exc_info=True)
+            entry._abort()
 
     def _run_clocks(self, now):
         Loop._run_clocks(self, now)
         if now >= self._turn_due:
             self._turn_due = now + TURN
             for entry in list(self._entries.values()):
-                self.watch(entry, entry._keep(True))
+                self._serve(entry, entry._fd, turn=True)
         if self._entries:
             self._next = min(self._next, self._turn_due)
 
@@ -3502,7 +3552,12 @@ class WebSocketManager(Loop, threading.Thread):
         if websocket._ended:        # by opened()
             return
         websocket._fd = fd
-        self.enter(websocket, fd)
+        try:
+            self.enter(websocket, fd)
+        except Exception:
+            websocket._loop = None
+            websocket.terminate()
+            raise
         if websocket._hidden_input() or websocket._dead or websocket._queued:
             self.again(websocket)
 
@@ -3633,10 +3688,12 @@ def share(websockets, frames, key=None):
                     _share_with(websocket, frames, encoded, key)
         except (WebSocketException, OSError) as error:
             default_logger().debug('broadcast: %s', quote(str(error)))
+        except Exception:       # one bad websocket, or extension, must not harm the others
+            default_logger().error('exception in a broadcast', exc_info=True)
 
 
 def _share_with(websocket, frames, encoded, key):
-    websocket._check_open()
+    websocket._check_open(data=False)
     stream = websocket.stream
     joined = encoded.get(stream.sharing)
     if joined is None and (key is None or stream.sharing is not None):
@@ -3645,10 +3702,15 @@ def _share_with(websocket, frames, encoded, key):
             encoded[stream.sharing] = joined
     if key is not None:
         websocket._send_latest(key, frames[0][:2], joined)
-    elif websocket._queued > WRITE_HARD:
+    elif websocket._queued + sum(map(len, websocket._held)) > WRITE_HARD:
         websocket._drop()
+    elif websocket._turn_owner is not None:     # a fragmented message is on its way
+        websocket._held = websocket._held or []
+        websocket._held.append(joined)
     else:
         websocket._transmit(joined)
+
+
 ########################################################################################################################
 # 10. Server
 #
@@ -3831,7 +3893,7 @@ class Opening(Transport):
             websocket = self.websocket
             websocket.response, websocket._unread, websocket._connecting = response, bytes(self._data), False
             websocket.request.headers._values = None
-            self.opened = True
+            self.opened = not (self._mute or websocket._dead)       # unless a hook has closed it
         except OSError as error:
             server.logger.debug('opening handshake with %s: %s', quote(self.peer_address), quote(str(error)))
 
@@ -3915,7 +3977,7 @@ class Opening(Transport):
     def _make(self, request):
         server = self._server
         kind = self.handler if isinstance(self.handler, type) else server.create_connection or WebSocket
-        self.websocket = websocket = kind(self.sock)
+        self.websocket = websocket = self._ask(kind, self.sock, right=lambda made: isinstance(made, WebSocket))
         websocket._connecting, websocket.request, websocket._peer = True, request, self._peer
         configure(websocket, server._settings)
         if kind is ServedWebSocket:
@@ -4171,7 +4233,11 @@ class Server:
             self._openings.popitem(last=False)[0]._abort()
         if not self._threaded:
             opening._loop = self.manager
-            self.manager.enter(opening, opening._fd)
+            try:
+                self.manager.enter(opening, opening._fd)
+            except (OSError, ValueError, RuntimeError) as error:    # select knows no descriptor above 1023
+                self.logger.warning('cannot serve %s: %s', quote(address), error)
+                opening.terminate()
             return
         thread = threading.Thread(target=self._serve_connection, args=(opening,), name='minws-connection', daemon=True)
         self._threads.add(thread)
@@ -4224,8 +4290,10 @@ class Server:
         except Exception:
             self.logger.error('%s: exception in the handler', format_addresses(websocket), exc_info=True)
         finally:
-            websocket.close(code)
-            self._blocking.discard(websocket)
+            try:
+                websocket.close(code)
+            finally:
+                self._blocking.discard(websocket)
 
     def _full(self, handler):
         managed = isinstance(handler, type)

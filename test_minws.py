@@ -741,6 +741,16 @@ def test_extension_defaults():
             method([])
 
 
+class Broken(Mirror):
+    """An extension that raises."""
+
+    def encode(self, frame):
+        raise ValueError('mine')
+
+    def decode(self, frame, max_size):
+        raise ValueError('mine')
+
+
 def test_extension_changes_data_frames_on_their_way():
     stream = minws.Stream()
     stream.use([Mirror()])
@@ -977,6 +987,10 @@ def test_limit_holds_for_many_messages_in_one_read():
     assert len(receive_all(stream, b'')) == 10000 - minws.BATCH
 
 
+def test_an_extension_that_raises_is_1011():
+    assert_events([b'\xc1\x03cba', b'\x81\x01x'], [('fail', 1011)], extensions=[Broken()])
+
+
 def test_nothing_waits_behind_an_error_or_a_close():
     for end in (b'\x83\x00', b'\x88\x00'):
         stream = minws.Stream(expect_masking=False)
@@ -1161,6 +1175,14 @@ def test_raw_streams_give_every_frame_as_it_came():
             frames = [received for chunk in chunks for received in stream.receive(chunk)]
             assert [frame(received.fin << 7 | received.opcode, received.body) for received in frames] == CORPUS + [
                 b'\x81\x02\xff\xff']
+
+
+@pytest.mark.parametrize('cut', range(1, 15))
+def test_streams_that_become_raw_give_what_there_is_of_a_message(cut):
+    stream, data = make_stream(plain=True), from_client(0x01, b'one') + from_client(0x80, b'two')
+    assert stream.receive(data[:cut]) == []
+    frames = stream.become_raw() + stream.receive(data[cut:])
+    assert [(received.opcode, bytes(received.body)) for received in frames] == [(1, b'one'), (0, b'two')]
 
 
 def test_raw_streams_know_the_rules_of_headers():
@@ -1937,6 +1959,24 @@ def test_headers_are_a_mapping_that_knows_no_case():
     del headers['X-ONE']
     assert headers.items() == [('Set-cookie', 'c=3')]
     assert minws.Headers({'A': 'b'}).items() == [('A', 'b')] and minws.Headers().items() == []
+
+
+def test_headers_are_whole_for_whoever_asks_meanwhile():
+    class Asked(minws.Headers):
+        __slots__ = ()
+
+        def items(self):
+            for item in minws.Headers.items(self):
+                if not found:
+                    found.append(None)
+                    found[0] = self.get('B')        # as another thread might, at this very moment
+                yield item
+
+    found = [None]
+    headers = Asked([('A', '1'), ('B', '2')])
+    headers._values = None
+    found.clear()
+    assert headers.get('A') == '1' and found == ['2']
 
 
 def test_request_is_taken_apart():
@@ -2894,6 +2934,37 @@ def test_once_returns_false_at_the_end_and_process_on_no_bytes():
     assert not ws.process(b'')
 
 
+@contextlib.contextmanager
+def running(ends, **attributes):
+    """(ws, peer): run() serves it in another thread, where it waits for input already."""
+    ws, peer, waiting = minws.WebSocket(ends[0]), Peer(ends[1]), threading.Event()
+    ws._wait = lambda *args: (waiting.set(), minws.WebSocket._wait(ws, *args))[1]
+    ws.ping_interval = None
+    for name, value in attributes.items():
+        setattr(ws, name, value)
+    with in_thread(ws.run):
+        assert waiting.wait(DEADLINE)
+        yield ws, peer
+        ws.terminate()
+
+
+def test_what_is_sent_beside_run_leaves_to_its_last_byte(ends):
+    with running(ends) as (ws, peer):
+        count = 0
+        while not ws.buffered_amount:
+            ws.send(bytes(30000))
+            count += 1
+        assert [peer.read_frame() for _ in range(count)] == [(BINARY, bytes(30000))] * count
+        wait_until(lambda: not ws.buffered_amount)
+
+
+def test_close_beside_run_waits_for_close_timeout_and_no_longer(ends):
+    with running(ends, close_timeout=0.1) as (ws, peer):
+        ws.close()
+        assert peer.read_frame() == (CLOSE, NORMAL)
+        assert peer.read_to_end() == b'' and not peer.buffer
+
+
 def test_protocol_error_closes_with_1002_and_what_follows_is_not_read():
     sock = minws.ScriptedSocket(from_client(TEXT, b'a') + b'\xf1\x80' + from_client(TEXT, b'b'),
                                 from_client(TEXT, b'c'))
@@ -3427,6 +3498,32 @@ def test_ping_wait_times_out():
     peer.close(), ws.close()
 
 
+def test_recv_streaming_gets_its_message_while_another_thread_waits_for_a_pong(wire):
+    ws, peer = wire
+    waiter = ws.ping(b'?')
+    with in_thread(waiter.wait, 2 * DEADLINE):
+        wait_until(ws._inbox.reader.locked)
+        with in_thread(lambda: list(ws.recv_streaming())) as outcome:
+            peer.send(TEXT, b'hello')
+            outcome.thread.join(DEADLINE / 4)
+            assert not outcome.thread.is_alive() and outcome() == [(['hello'], None)]
+        peer.send(PONG, b'?')
+
+
+@pytest.mark.parametrize('end', [False, True], ids=['ping', 'close'])
+def test_whoever_waits_for_a_pong_or_close_frame_fills_the_receive_queue_and_stops(wire, end):
+    ws, peer = wire
+    ws.close_timeout = DEADLINE
+    with in_thread(ws.close if end else ws.ping(b'?').wait):
+        assert peer.read_frame() == ((CLOSE, NORMAL) if end else (PING, b'?'))
+        flood(peer, BINARY, bytes(30000), 16 << 20)
+        assert len(ws._inbox.messages) <= minws.MAX_QUEUE + 1 + minws.READ_SIZE // 30000, 'and one read at most'
+        if end:
+            leave(peer, NORMAL)
+        else:
+            ws.terminate()
+
+
 # What must hold while a handler is busy
 
 
@@ -3613,6 +3710,16 @@ def test_ping_interval_none_sends_no_pings(echoing):
         wait_until(lambda: server.connections)
         ws, = server.connections
         assert ws._due == minws.FOREVER
+
+
+def test_keepalive_pings_that_are_never_answered_do_not_pile_up(manager):
+    class Kept(minws.WebSocket):
+        ping_interval, ping_timeout = 0.01, None
+
+    ws, peer = managed(manager, Kept)
+    for _ in range(3):
+        peer.read_until(PING)
+    assert len(ws._pings) <= 1
 
 
 @pytest.mark.slow
@@ -3942,6 +4049,16 @@ def test_V32_an_exception_in_closed_is_logged_and_the_loop_lives(errors):
             peer.finish()
             assert peer.read_to_end() == b''
         wait_until(lambda: len(errors()) == 2)
+
+
+def test_an_extension_that_raises_ends_its_connection_with_1011_and_harms_nobody_else(echoing):
+    with serving(echoing, extensions=[Broken()]) as server:
+        other, peer = shake(server.port), shake(server.port, '/', 'Sec-WebSocket-Extensions: x-mirror')
+        peer.write(from_client(0xC1, b'x'))
+        assert peer.read_until(CLOSE)[:2] == b'\x03\xf3'
+        for payload in (b'one', b'two'):
+            other.send(TEXT, payload)
+            assert other.read_frame() == (TEXT, payload)
 
 
 def test_V32_F67_an_exception_in_a_handler_function_is_1011(errors):
@@ -4489,6 +4606,210 @@ def test_broadcasts_keep_their_order_with_close(manager):
     assert [peer.read_frame() for _ in range(2)] == [(TEXT, b'before'), (CLOSE, b'\x0f\xa0')]
     assert [other.read_frame() for _ in range(2)] == [(TEXT, b'before'), (TEXT, b'after')]
     peer.send(CLOSE, b'\x0f\xa0')
+
+
+@pytest.mark.parametrize('options', [{'key': 'k'}, {}], ids=['keyed', 'fragments'])
+def test_broadcasts_keep_their_order_with_keyed_and_fragmented_messages(manager, options):
+    class Telling(minws.WebSocket):
+        def received_message(self, message):
+            manager.broadcast('first')
+            self.send('second' if options else iter(['sec', 'ond']), **options)
+
+    _, peer = managed(manager, Telling)
+    peer.send(TEXT, b'go')
+    assert read_messages(peer, 2) == [b'first', b'second']
+
+
+@pytest.mark.parametrize('own', [True, False], ids=['from inside it', 'from another thread'])
+def test_a_broadcast_during_a_fragmented_message_returns_at_once_and_follows_it(manager, own):
+    def parts():
+        yield 'one'
+        if own:
+            manager.broadcast('news')
+        else:
+            with in_thread(manager.broadcast, 'news'):
+                pass
+        yield 'two'
+
+    ws, peer = managed(manager)
+    ws.send(parts())
+    assert read_messages(peer, 2) == [b'onetwo', b'news']
+
+
+def test_broadcasts_during_a_fragmented_message_have_a_bound(manager):
+    def parts():
+        yield 'one'
+        for _ in range(40):
+            manager.broadcast(bytes(65536))
+            most.append(sum(map(len, ws._held)))
+        yield 'two'
+
+    most = []
+    ws, peer = managed(manager)
+    with contextlib.suppress(minws.ConnectionClosed):
+        ws.send(parts())
+    assert 65536 < max(most) <= minws.WRITE_HARD + 65546
+    assert peer.read_to_end().endswith(b'one'), 'it was dropped'
+
+
+class Deaf:
+    """What only looks like a websocket, and cannot be sent to."""
+
+    def __init__(self, sock):
+        self.sock = sock
+
+    def once(self):
+        return True
+
+    def opened(self, *args):
+        pass
+
+    terminate = close = opened
+
+    def send(self, data, binary=False):
+        raise RuntimeError('mine')
+
+
+@pytest.mark.parametrize('make', [Deaf, lambda sock: minws.WebSocket(sock, extensions=[Broken()])],
+                         ids=['foreign', 'extension'])
+def test_a_broadcast_that_raises_for_one_reaches_the_others_and_the_manager_lives(manager, make, ends, errors):
+    Gossip.gossip_to = manager
+    bad, (_, peer), (_, other) = make(ends[0]), managed(manager, Gossip), managed(manager)
+    manager.add(bad)
+    peer.send(TEXT, b'go')
+    assert read_messages(other, 6) == [b'b0', b'b1', b'b2', b'b3', b'b4', b'last']
+    peer.send(PING, b'?')
+    assert peer.read_until(PONG) == b'?'
+    manager.remove(bad)
+    assert errors() and 'broadcast' in errors()[0].getMessage()
+
+
+class Busy(minws.WebSocket):
+    """Its callback lasts until it is told to end."""
+
+    def opened(self):
+        self.entered, self.leave, self.left = threading.Event(), threading.Event(), threading.Event()
+
+    def received_message(self, message):
+        self.entered.set()
+        self.leave.wait(DEADLINE)
+
+    def once(self):
+        more = minws.WebSocket.once(self)
+        if self.leave.is_set():
+            self.left.set()
+        return more
+
+
+@pytest.mark.parametrize('many', [False, True], ids=['one', 'many'])
+def test_a_broadcast_beside_a_callback_leaves_at_once(manager, many):
+    peers = dict(managed(manager, Busy) for _ in range(2))
+    idle, ws = list(manager)        # in the order of a broadcast
+    idle, peer = peers[idle], peers[ws]
+    peer.send(TEXT, b'x')
+    assert ws.entered.wait(DEADLINE)
+    for payload in [b'y' * 10000] * 500 if many else [b'news']:
+        manager.broadcast(payload, False)
+        assert idle.read_frame() == peer.read_frame() == (TEXT, payload)
+    ws.leave.set()
+
+
+def test_a_keyed_message_beside_a_callback_that_ends_is_not_lost(manager):
+    ws, peer = managed(manager, Busy)
+    encode = ws.stream.encode
+
+    def late(opcode, data, fin=True):
+        if opcode == minws.OPCODE_TEXT:
+            ws.leave.set()
+            ws.left.wait(0.3)       # if it can end meanwhile
+        return encode(opcode, data, fin)
+
+    ws.stream.encode = late
+    peer.send(TEXT, b'x')
+    assert ws.entered.wait(DEADLINE)
+    ws.send('reading', key='k')
+    assert peer.read_frame() == (TEXT, b'reading') and peer.read_frame() == keyed_ping(1)
+    assert ws._corked is None, 'or it would swallow what comes later'
+    ws.send('next')
+    assert peer.read_frame() == (TEXT, b'next')
+
+
+def test_a_send_while_the_connection_ends_is_connection_closed(manager):
+    class Ending(minws.WebSocket):
+        """Ends when it is asked for its loop."""
+        loop, armed = None, False
+
+        @property
+        def _loop(self):
+            loop, armed, self.armed = self.loop, self.armed, False
+            if armed:
+                peer.close()
+                wait_until(lambda: self._ended)
+            return loop
+
+        @_loop.setter
+        def _loop(self, loop):
+            self.loop = loop
+
+    ws, peer = managed(manager, Ending)
+    ws.armed = True
+    with pytest.raises(minws.ConnectionClosed):
+        ws.send('x')
+
+
+def test_a_close_while_the_clocks_are_computed_is_not_forgotten(manager):
+    class Late(minws.WebSocket):
+        ping_interval = None
+
+        def _next_due(self):
+            due = minws.WebSocket._next_due(self)
+            if closing:
+                thread = closing.pop()
+                thread.start()
+                thread.join(0.3)        # if it can go on meanwhile
+            return due
+
+    closing = []
+    ws, peer = managed(manager, Late)
+    ws.close_timeout = 0.1
+    closing.append(threading.Thread(target=ws.close))
+    ws._tick(time.monotonic())
+    assert peer.read_frame() == (CLOSE, NORMAL) and peer.read_to_end() == b''
+
+
+@contextlib.contextmanager
+def high_descriptors():
+    """Whatever is opened meanwhile has a descriptor that select does not know."""
+    spare = [os.dup(0) for _ in range(1100)]
+    try:
+        yield
+    finally:
+        for number in spare:
+            os.close(number)
+
+
+def test_what_the_poller_refuses_is_not_in_the_manager():
+    manager = minws.WebSocketManager(minws.SelectPoller())
+    with high_descriptors():
+        ends = socket.socketpair()
+    ws = minws.WebSocket(ends[0])
+    with pytest.raises(ValueError):
+        manager.add(ws)
+    assert ws not in manager and len(manager) == 0 and ws.terminated
+    ends[1].close(), manager.stop()
+
+
+def test_a_socket_that_was_closed_behind_its_back_does_not_end_a_manager_with_select(ends):
+    manager = minws.WebSocketManager(minws.SelectPoller())
+    manager.start()
+    manager.add(minws.EchoWebSocket(ends[0]))
+    _, peer = managed(manager)
+    ends[0].close()
+    manager.wake()
+    wait_until(lambda: len(manager) == 1)
+    peer.send(TEXT, b'x')
+    assert peer.read_frame() == (TEXT, b'x')
+    peer.close(), manager.stop(), manager.join(DEADLINE)
 
 
 @pytest.mark.parametrize('kind', POLLERS)
@@ -5429,6 +5750,29 @@ def test_a_hook_that_raises_is_500_and_the_server_lives(echoing, name, errors):
     assert len(errors()) == 1
 
 
+def test_a_class_that_cannot_be_made_is_500_and_the_server_lives(errors):
+    class Bad(minws.WebSocket):
+        def __init__(self, sock):
+            raise KeyError('mine')
+
+    with serving({'/bad': Bad, '/': minws.EchoWebSocket}) as server:
+        answer = ask(server.port, upgrade('/bad'))
+        assert answer.status == 500 and b'mine' not in answer.body
+        shake(server.port)
+    assert len(errors()) == 1
+
+
+def test_who_is_closed_by_process_request_is_never_opened():
+    kind = recorder()
+    with serving(kind, process_request=lambda ws, request: ws.close()) as server:
+        peer = dial(server.port)
+        peer.write(upgrade())
+        with contextlib.suppress(ConnectionResetError):
+            assert peer.read_to_end() == b''
+        wait_until(lambda: not server._openings)
+        assert kind.calls == [] and not server.connections
+
+
 def test_select_subprotocol_chooses_among_the_offered(echoing, errors):
     seen = []
     with serving(echoing, select_subprotocol=lambda ws, offered: (seen.append(offered), offered[-1])[1]) as server:
@@ -5614,6 +5958,25 @@ def test_F68_shutdown_leaves_a_handler_that_hangs():
     assert time.monotonic() - began < 6
     release.set()
     peer.close()
+
+
+def test_opened_is_followed_by_closed_when_the_server_ends_meanwhile(errors):
+    release, entered = threading.Event(), threading.Event()
+
+    class Slow(recorder()):
+        def opened(self):
+            self.calls.append(('opened',))
+            entered.set()
+            release.wait(DEADLINE)
+
+    server = minws.serve({'/c': Slow, '/f': lambda ws: None}, '127.0.0.1', 0, close_timeout=0.1).start()
+    shake(server.port, '/c')
+    assert entered.wait(DEADLINE)
+    with in_thread(server.shutdown):
+        wait_until(lambda: not server.manager.is_alive())
+        release.set()
+    wait_until(Slow.closings)
+    assert [call[0] for call in Slow.calls] == ['opened', 'closed']
 
 
 def test_F64_shutdown_while_handshakes_are_in_progress(echoing):
@@ -5805,6 +6168,16 @@ def test_F06_a_reset_before_accept_is_ignored(echoing, log):
         server.start()
         shake(server.port).close()
     assert not [record for record in log if record.levelno >= logging.WARNING]
+
+
+def test_a_descriptor_that_the_poller_refuses_does_not_end_the_listener(monkeypatch):
+    monkeypatch.setattr(minws, 'default_poller', minws.SelectPoller)
+    with serving(minws.EchoWebSocket) as server:
+        with high_descriptors():
+            assert dial(server.port).read_to_end() == b''
+        peer = shake(server.port)
+        peer.send(TEXT, b'x')
+        assert peer.read_frame() == (TEXT, b'x')
 
 
 def test_F37_no_thread_is_503_and_the_server_lives(monkeypatch):
@@ -8150,6 +8523,30 @@ def test_a_stuck_blocking_sender_is_dropped_in_time_and_never_holds_up_the_loop(
         stuck.close()
 
 
+def test_the_keeper_does_not_overlook_what_got_stuck_as_it_came(monkeypatch):
+    ws, peer = connected()
+    keeper, guard, stuck = minws.keeper(), minws.keeper()._guard, []
+
+    class Late:
+        """A lock, before which another thread fills the kernel's buffers."""
+
+        def __enter__(self):
+            if not stuck:
+                stuck.append(True)
+                while not ws.buffered_amount:
+                    ws.send(bytes(30000))
+            guard.acquire()
+
+        def __exit__(self, *error):
+            guard.release()
+
+    monkeypatch.setattr(keeper, '_guard', Late())
+    keeper.watch(ws, minws.READ)
+    monkeypatch.undo()
+    assert ws._events & minws.WRITE
+    peer.close(), ws.terminate()
+
+
 # Many blocking connections
 
 
@@ -8368,6 +8765,22 @@ def test_buffered_amount_counts_what_the_kernel_has_not_taken(streaming):
         ws.close_connection()
 
 
+def test_sent_is_not_called_for_what_could_not_be_written(ends):
+    told = []
+
+    class Telling(minws.WebSocket):
+        def sent(self, message):
+            told.append(message)
+
+    ws = Telling(ends[0])
+    ws._begin(None)
+    ends[1].close()
+    with contextlib.suppress(minws.ConnectionClosed):
+        ws.send('lost')
+    ws.terminate()
+    assert told == []
+
+
 def test_sent_is_called_when_the_kernel_has_a_message():
     told = []
 
@@ -8522,6 +8935,58 @@ def test_send_frame_on_both_sides(frame, expected):
             client.recv_frame(DEADLINE)
     assert got == [(expected[0], bytes(frame.body))] and len(masks[0]) == 4 and masks[0] != b'ABCD'
     peer.close(), ws.terminate()
+
+
+def test_raw_frames_that_wait_harm_no_other_connection(wire):
+    ws, peer = wire
+    other, other_peer = connected()
+    peer.send(TEXT, b'one')
+    assert ws.recv_frame(DEADLINE).body == b'one'
+    peer.send(TEXT, b'two')
+    wait_until(lambda: ws._inbox.messages)
+    for _ in range(2):
+        due = minws.keeper()._turn_due
+        wait_until(lambda: minws.keeper()._turn_due > due)
+    other_peer.send(PING, b'?')
+    assert other_peer.read_frame() == (PONG, b'?')
+    assert ws.recv_frame(DEADLINE).body == b'two'
+    other.terminate()
+
+
+def test_a_bad_close_frame_fails_a_raw_connection_that_nobody_reads(wire):
+    ws, peer = wire
+    peer.send(TEXT, b'one')
+    assert ws.recv_frame(DEADLINE).body == b'one'
+    peer.send(CLOSE, b'x')
+    assert peer.read_frame()[1][:2] == b'\x03\xea'
+    assert facts_of(ws.recv_frame(DEADLINE)) == (8, b'x', 1)
+
+
+def test_the_first_recv_frame_gives_what_came_before_it(wire):
+    ws, peer = wire
+    peer.send(0x01, b'one')
+    arrived(peer)
+    peer.send(0x80, b'two')
+    assert [facts_of(ws.recv_frame(DEADLINE)) for _ in range(2)] == [(1, b'one', 0), (0, b'two', 1)]
+
+
+def test_the_first_recv_frame_waits_for_the_other_half_of_a_frame(wire):
+    ws, peer = wire
+    data = from_client(TEXT, b'onetwo')
+    peer.write(data[:9])
+    wait_until(lambda: ws.stream._payload)
+    with pytest.raises(TimeoutError):
+        ws.recv_frame(0)
+    peer.write(data[9:])
+    assert facts_of(ws.recv_frame(DEADLINE)) == (1, b'onetwo', 1)
+
+
+def test_send_frame_waits_for_a_peer_that_does_not_read_and_gives_up_at_the_write_timeout(monkeypatch, wire):
+    monkeypatch.setattr(minws, 'WRITE_TIMEOUT', 0.2)
+    with pytest.raises(minws.ConnectionClosed):
+        for _ in range(1000):
+            wire[0].send_frame(minws.Frame(2, bytes(65536), fin=1))
+            assert wire[0].buffered_amount <= minws.WRITE_SOFT
 
 
 def test_recv_frame_on_the_client():

@@ -3156,11 +3156,11 @@ class WebSocket(Transport):
             self._conclude()
         if self._dead or self._ended:
             return self._finish()
-        if stream.paused:
-            return self._take_in(b'')
         if inbox.messages and self._room() <= 0 and not self.server_terminated:
             # who waits for a pong must not read past the limit: recv(), in another thread, makes room
             return time.sleep(0.01 if timeout is None else max(0, min(0.01, timeout)))
+        if stream.paused:
+            return self._take_in(b'')
         if not self._unread and not (self._tls and self._hidden_input()):
             if inbox.poll is None:
                 if not self._wait(READ, timeout):

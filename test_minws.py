@@ -4520,8 +4520,8 @@ def test_close_all_sends_close_frames_and_does_not_wait(manager):
     for peer in peers:
         peer.send(CLOSE, b'\x03\xf4')
         peer.finish()
-    wait_until(lambda: len(manager) == 0)
-    assert kind.closings() == [(1012, b'')] * 3
+    wait_until(lambda: len(kind.closings()) == 3)
+    assert kind.closings() == [(1012, b'')] * 3 and len(manager) == 0
 
 
 def test_close_all_by_default_says_1001(manager):

@@ -4240,17 +4240,16 @@ class Server:
                 opening.terminate()
             return
         thread = threading.Thread(target=self._serve_connection, args=(opening,), name='minws-connection', daemon=True)
-        self._threads.add(thread)
         try:
             thread.start()
         except RuntimeError as error:
-            self._threads.discard(thread)
             self.logger.warning('cannot start a thread: %s', error)
             opening._transmit(text_response(503, 'no more threads\n').build())
             opening.terminate()
 
     def _serve_connection(self, opening):
         """The thread of a connection: its opening handshake, then its handler."""
+        self._threads.add(threading.current_thread())       # not earlier: shutdown() may join only what has started
         try:
             if opening.drive():
                 self._opened(opening)

@@ -1580,6 +1580,11 @@ READ, WRITE = 1, 2
 FOREVER = float('inf')
 
 
+def due_in(seconds):
+    """Return the time *seconds* from now (monotonic); FOREVER if they are None."""
+    return FOREVER if seconds is None else time.monotonic() + seconds
+
+
 class SelectPoller:
     """Tell which descriptors are ready, with select: works everywhere, up to descriptor 1023.
 
@@ -1711,7 +1716,7 @@ def default_poller():
 
 def wait_ready(fd, events, timeout=None):
     """Wait until *fd* is ready for *events*; return False if it is not after *timeout* seconds (None: for ever)."""
-    timeout = None if timeout is None else max(0, timeout)
+    timeout = None if timeout in (None, FOREVER) else max(0, timeout)
     if not hasattr(select, 'poll'):
         poller = SelectPoller(timeout)
         poller.register(fd, events)
@@ -1992,6 +1997,7 @@ class Transport:
         return not self._real or wait_ready(self._fd, events, timeout)
 
     def _close_socket(self):
+        """Close the socket, once."""
         sock, self.sock = self.sock, None
         if sock is None:
             return
@@ -3826,20 +3832,74 @@ class Listener(Transport):
         self.sock.close()
 
 
-class Opening(Transport):
-    """An opening handshake in progress, TLS included; it takes open_timeout at most."""
+class Handshake(Transport):
+    """One side of an opening handshake on *sock*, until *due* (monotonic).
+
+    ``_run()``, a generator, yields READ or WRITE where it must wait.
+    """
     reading_buffer_size = READ_SIZE
+
+    def __init__(self, sock, due):
+        Transport.__init__(self, sock)
+        self._due = due
+        self._data = bytearray()        # what has come and is not looked at
+        self._steps = self._run()
+
+    def drive(self):
+        """Block until it is over."""
+        for events in self._steps:
+            if not self._wait(events, self._due - time.monotonic()):
+                self._tick(self._due)
+            if self._dead:
+                break
+        self._steps.close()
+
+    def _shake_tls(self, context, **options):
+        import ssl
+        self._adopt(context.wrap_socket(self.sock, do_handshake_on_connect=False, **options))
+        while True:
+            try:
+                return self.sock.do_handshake()
+            except ssl.SSLWantReadError:
+                yield READ
+            except ssl.SSLWantWriteError:
+                yield WRITE
+
+    def _write(self, data):
+        self._transmit(data)
+        while self._queued:
+            yield WRITE
+            self.flush()
+
+    def _receive(self):
+        data = self._read()
+        while data is None:
+            yield READ
+            data = self._read()
+        if not data:
+            raise ConnectionResetError(errno.ECONNRESET, 'the peer closed the connection')
+        self._data += data
+
+    def _read_head(self):
+        end = find_head_end(self._data)
+        while not end:
+            searched = len(self._data)
+            yield from self._receive()
+            end = find_head_end(self._data, searched)
+        head = bytes(self._data[:end])
+        del self._data[:end]
+        return head
+
+
+class Opening(Handshake):
+    """A server's opening handshake in progress, TLS included."""
     websocket = None
     opened = False              # it is over, and the ``websocket`` open
 
     def __init__(self, server, sock, address=None):
-        Transport.__init__(self, sock)
+        Handshake.__init__(self, sock, due_in(server.open_timeout))
         self._server = server
         self._peer = address[:2] if isinstance(address, tuple) else None
-        self._data = bytearray()
-        self._steps = self._run()
-        if server.open_timeout is not None:
-            self._due = time.monotonic() + server.open_timeout
 
     def once(self):
         """Go on as far as possible; false when it is over."""
@@ -3850,15 +3910,6 @@ class Opening(Transport):
             self._server._opened(self)
             self._loop.leave(self, self._fd)        # unless the websocket has taken the place
         return events is not None or self.opened
-
-    def drive(self):
-        """Block until it is over; return ``opened``."""
-        for events in self._steps:
-            if not self._wait(events, None if self._due == FOREVER else self._due - time.monotonic()):
-                self._tick(self._due)
-            if self._dead:
-                break
-        return self.opened
 
     def _tick(self, now):
         if not self._written and not self._queued:
@@ -3876,7 +3927,7 @@ class Opening(Transport):
         try:
             try:
                 if server.ssl is not None:
-                    yield from self._shake_tls()
+                    yield from self._shake_tls(server.ssl, server_side=True)
                 head = yield from self._read_head()
                 response = yield from self._answer(parse_request(head))
             except HandshakeError as error:
@@ -3887,10 +3938,7 @@ class Opening(Transport):
             accepted = response.status_code == 101
             if not accepted and server.server_header is not None and 'Server' not in response.headers:
                 response.headers['Server'] = server.server_header
-            self._transmit(response.build(head[:5] != b'HEAD '))
-            while self._queued:
-                yield WRITE
-                self.flush()
+            yield from self._write(response.build(head[:5] != b'HEAD '))
             if not accepted:
                 yield from self._drain()
                 return
@@ -3900,36 +3948,6 @@ class Opening(Transport):
             self.opened = not (self._mute or websocket._dead)       # unless a hook has closed it
         except OSError as error:
             server.logger.debug('opening handshake with %s: %s', quote(self.peer_address), quote(str(error)))
-
-    def _shake_tls(self):
-        import ssl
-        self._adopt(self._server.ssl.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False))
-        while True:
-            try:
-                return self.sock.do_handshake()
-            except ssl.SSLWantReadError:
-                yield READ
-            except ssl.SSLWantWriteError:
-                yield WRITE
-
-    def _receive(self):
-        data = self._read()
-        while data is None:
-            yield READ
-            data = self._read()
-        if not data:
-            raise ConnectionResetError(errno.ECONNRESET, 'the peer closed the connection')
-        self._data += data
-
-    def _read_head(self):
-        searched = end = 0
-        while not end:
-            yield from self._receive()
-            end = find_head_end(self._data, searched)
-            searched = len(self._data)
-        head = bytes(self._data[:end])
-        del self._data[:end]
-        return head
 
     def _read_body(self, request):
         length = request.headers.get('Content-Length', '0')
@@ -4255,7 +4273,8 @@ class Server:
         """The thread of a connection: its opening handshake, then its handler."""
         self._threads.add(threading.current_thread())       # not earlier: shutdown() may join only what has started
         try:
-            if opening.drive():
+            opening.drive()
+            if opening.opened:
                 self._opened(opening)
             else:
                 opening.terminate()
@@ -4435,7 +4454,8 @@ def accept(sock, **options):
     server = Server([], lambda websocket: None, **options)
     server.manager.stop()
     opening = Opening(server, sock)
-    if not opening.drive():
+    opening.drive()
+    if not opening.opened:
         opening.terminate()
         raise HandshakeError('the opening handshake failed')
     opening.websocket._block(keeper())
@@ -4493,24 +4513,16 @@ def unix_serve(handler, path=None, *, sock=None, **options):
 # the classes callback-driven ones.
 
 
-def limit_time(sock, deadline, attempts=1):
-    """Let calls on *sock* last for one of the *attempts* until *deadline* (monotonic or None); TimeoutError."""
-    left = None if deadline is None else (deadline - time.monotonic()) / attempts
-    if left is not None and left <= 0:
-        raise TimeoutError('opening handshake timed out')
-    if hasattr(sock, 'settimeout'):
-        sock.settimeout(left)
-
-
-def connect_socket(host, port, deadline=None, source_address=None):
-    """Return a socket connected to *host* (str), any of its addresses; *port* None: to the unix socket *host*."""
+def connect_socket(host, port, due=FOREVER, source_address=None):
+    """Return a socket connected until *due* to *host* (str), any of its addresses; *port* None: to a unix socket."""
     found = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, '', host)]
     if port is not None:
         found = socket.getaddrinfo(host.encode('ascii'), port, 0, socket.SOCK_STREAM)
     for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found):
         try:
             with closing(socket.socket(family, kind, protocol)) as sock:
-                limit_time(sock, deadline, left)
+                if due != FOREVER:
+                    sock.settimeout(max(0.001, (due - time.monotonic()) / left))
                 if source_address is not None:
                     sock.bind(source_address)
                 sock.connect(address)
@@ -4522,79 +4534,85 @@ def connect_socket(host, port, deadline=None, source_address=None):
     raise failure
 
 
-def connect_through(proxy, host, port, deadline=None, source_address=None):
-    """Return a socket connected through the HTTP *proxy* (http://[user:password@]host:port)."""
-    expect(proxy.startswith('http://'), 'a proxy is http://host:port', proxy, ValueError)
-    _, proxy_host, proxy_port, _, userinfo = parse_uri('ws' + proxy[4:])
-    fields = Headers([('Host', host_header('', host, port))])
-    if userinfo:
-        fields.add('Proxy-Authorization', basic_credentials(*userinfo))
-    with closing(connect_socket(proxy_host, proxy_port, deadline, source_address)) as sock:
-        request = build_head('CONNECT %s HTTP/1.1' % fields['Host'], fields)
-        response = exchange(sock, request, deadline, good=range(200, 300))
-        if not 200 <= response.status_code < 300 or response.body:
-            raise HandshakeError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
-                                 response=response)
-        return sock
+class ClientHandshake(Handshake):
+    """A client's opening handshake on *sock*: ``response`` is what the server answers to *request* (bytes).
 
-
-def dial(scheme, host, port, deadline=None, *, ssl=None, server_hostname=None, proxy=None, source_address=None,
-         sock=None):
-    """Return *sock*, or one connected to *host* and *port* (see connect_socket), for wss inside TLS.
-
-    It verifies the certificate unless *ssl*, an SSLContext, says otherwise.
+    *tunnel* is a request to a proxy that goes before it, *context* an SSLContext to verify *server_hostname* with. The
+    body of a *response* is at most 64 KiB of explanation; what came behind one with status 101 is in ``_data``.
+    HandshakeError, OSError, TimeoutError.
     """
+    response = None
+    close = Transport._close_socket
+
+    def __init__(self, sock, due, request, context=None, server_hostname=None, tunnel=None):
+        self._request, self._context, self._server_hostname, self._tunnel = request, context, server_hostname, tunnel
+        Handshake.__init__(self, sock, due)
+
+    def _run(self):
+        if self._tunnel is not None:
+            response = yield from self._exchange(self._tunnel, range(200, 300))
+            if not 200 <= response.status_code < 300 or self._data:
+                raise HandshakeError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
+                                     response=response)
+            self.response = None
+        if self._context is not None:
+            yield from self._shake_tls(self._context, server_hostname=self._server_hostname)
+        yield from self._exchange(self._request, (101,))
+
+    def _exchange(self, request, good):
+        """Write a *request*; return the Response, past interim ones, with its body unless it is *good*."""
+        yield from self._write(request)
+        for _ in range(8):      # answers with 1xx, of which a few are tolerated
+            try:
+                head = yield from self._read_head()
+            except ConnectionResetError:
+                raise HandshakeError('the server closed the connection before it answered')
+            response = parse_response(head)
+            if response.status_code == 101 or response.status_code >= 200:
+                break
+        else:
+            raise HandshakeError('too many interim answers')
+        self.response = response
+        if response.status_code not in good:
+            length = response.headers.get('Content-Length', '')
+            wanted = min(65536, int(length)) if is_number(length) else 65536
+            try:
+                while len(self._data) < wanted:
+                    yield from self._receive()
+            except OSError:         # what has come must do
+                pass
+            finally:
+                response.body = bytes(self._data[:wanted])
+        return response
+
+    def _tick(self, now):
+        if self.response is None:
+            raise TimeoutError('opening handshake timed out')
+        self._dead = True       # its explanation is cut short
+
+
+def client_handshake(request, scheme, host, port, due, *, ssl=None, server_hostname=None, proxy=None,
+                     source_address=None, sock=None):
+    """Return the ClientHandshake, not begun, of a *request* (bytes) on *sock*, or one connected to *host* and *port*.
+
+    For wss inside TLS, which verifies the certificate unless *ssl*, an SSLContext, says otherwise.
+    """
+    tunnel = None
     if sock is None and proxy and port is not None:
-        sock = connect_through(proxy, host, port, deadline, source_address)
+        expect(proxy.startswith('http://'), 'a proxy is http://host:port', proxy, ValueError)
+        _, proxy_host, proxy_port, _, userinfo = parse_uri('ws' + proxy[4:])
+        fields = Headers([('Host', host_header('', host, port))])
+        if userinfo:
+            fields.add('Proxy-Authorization', basic_credentials(*userinfo))
+        tunnel = build_head('CONNECT %s HTTP/1.1' % fields['Host'], fields)
+        sock = connect_socket(proxy_host, proxy_port, due, source_address)
     elif sock is None:
-        sock = connect_socket(host, port, deadline, source_address)
-    if not scheme.startswith('wss'):
-        return sock
+        sock = connect_socket(host, port, due, source_address)
     with closing(sock):
-        if ssl is None:
+        if scheme.startswith('wss') and ssl is None:
             from ssl import create_default_context
             ssl = create_default_context()
-        limit_time(sock, deadline)
-        return ssl.wrap_socket(sock, server_hostname=server_hostname or host)
-
-
-def exchange(sock, request, deadline=None, good=(101,)):
-    """Write a *request* (bytes); return the Response, past interim ones. HandshakeError, OSError, TimeoutError.
-
-    Its body is what came behind a *good* status, else at most 64 KiB of explanation.
-    """
-    def read():
-        limit_time(sock, deadline)
-        piece = sock.recv(4096)
-        if not piece:
-            raise HandshakeError('the server closed the connection before it answered')
-        return piece
-
-    limit_time(sock, deadline)
-    try:
-        sock.sendall(request)
-    except (BrokenPipeError, ConnectionResetError):     # it may have answered already
-        pass
-    data = bytearray()
-    for _ in range(8):      # answers with 1xx, of which a few are tolerated
-        while not find_head_end(data):
-            data += read()
-        end = find_head_end(data)
-        response = parse_response(bytes(data[:end]))
-        del data[:end]
-        if response.status_code == 101 or response.status_code >= 200:
-            break
-    else:
-        raise HandshakeError('too many interim answers')
-    length = response.headers.get('Content-Length', '')
-    wanted = 0 if response.status_code in good else min(65536, int(length)) if is_number(length) else 65536
-    try:
-        while len(data) < wanted:
-            data += read()
-    except (OSError, HandshakeError):       # what has come must do
-        pass
-    response.body = bytes(data[:wanted or None])
-    return response
+        return ClientHandshake(sock, due, request, ssl, server_hostname or host, tunnel)
 
 
 def client_headers(scheme, host, port, key, userinfo, subprotocols, extensions, headers, exclude_headers, origin=None,
@@ -4612,11 +4630,11 @@ def client_headers(scheme, host, port, key, userinfo, subprotocols, extensions, 
                    + Headers(headers).items())
 
 
-def open_client(websocket, response, subprotocol, extensions):
-    """Let *websocket* be a client, open since this *response*, with what that has brought."""
+def open_client(websocket, handshake, subprotocol, extensions):
+    """Let *websocket* be a client, open since its *handshake*, with what that has brought."""
     stream = websocket.stream
     stream.always_mask, stream.expect_masking, stream.sharing = True, False, None
-    websocket.response, websocket._unread, response.body = response, response.body, b''
+    websocket.response, websocket._unread = handshake.response, bytes(handshake._data)
     websocket._connecting = False
     negotiated(websocket, subprotocol, extensions)
 
@@ -4674,23 +4692,26 @@ class WebSocketBaseClient(WebSocket):
 
     def connect(self):
         """Connect and shake hands, in open_timeout. HandshakeError, OSError, TimeoutError."""
-        deadline = None if self.open_timeout is None else time.monotonic() + self.open_timeout
         self._close_socket()        # it was of one family; the host may have addresses of another
-        context = self._context() if self.scheme.startswith('wss') else None
-        self.sock = dial(self.scheme, self.unix_socket_path or self.host, self.port, deadline, ssl=context)
+        handshake = client_handshake(self.handshake_request, self.scheme, self.unix_socket_path or self.host, self.port,
+                                     due_in(self.open_timeout), ssl=self._context())
+        self.sock = handshake.sock      # so that close(), in another thread, can give it up
         try:
-            with closing(self.sock):
-                self.response = response = exchange(self.sock, self.handshake_request, deadline)
-                self.process_response_line(b'HTTP/1.1 %d' % response.status_code)
-                protocols, extensions = self.process_handshake_header(build_head('', response.headers)[2:])
-                self._adopt(self.sock)
+            with closing(handshake):
+                handshake.drive()
+                self.response = handshake.response
+                self.process_response_line(b'HTTP/1.1 %d' % self.response.status_code)
+                protocols, extensions = self.process_handshake_header(build_head('', self.response.headers)[2:])
+                self._adopt(handshake.sock)
         except BaseException:
             self.sock = None
             raise
-        open_client(self, response, protocols[0] if protocols else None, extensions)
+        open_client(self, handshake, protocols[0] if protocols else None, extensions)
         self.handshake_ok()
 
     def _context(self):
+        if not self.scheme.startswith('wss'):
+            return None
         options = dict(self.ssl_options)
         context = options.pop('context', None)
         if context is None:
@@ -4794,11 +4815,10 @@ def connect(uri, *, redirects=0, headers=None, auth=None, **options):
     """
     expect(0 <= redirects <= 5, '0 to 5 redirects are followed', redirects, ValueError)
     headers, auth = Headers(headers), auth or parse_uri(uri)[4]
-    timeout = options.get('open_timeout', OPEN_TIMEOUT)
-    deadline = None if timeout is None else time.monotonic() + timeout
+    due = due_in(options.get('open_timeout', OPEN_TIMEOUT))
     while True:
         try:
-            return _connect_once(uri, headers, auth, deadline, **options)
+            return _connect_once(uri, headers, auth, due, **options)
         except HandshakeError as error:
             given = options.get('sock') is not None     # what it is connected to, a URI does not say
             target = redirected(uri, error.response) if redirects and error.response and not given else None
@@ -4811,7 +4831,7 @@ def connect(uri, *, redirects=0, headers=None, auth=None, **options):
         uri, redirects = target, redirects - 1
 
 
-def _connect_once(uri, headers, auth, deadline, *, subprotocols=None, exclude_headers=None, origin=None,
+def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers=None, origin=None,
                   user_agent='minws/' + __version__, ssl=None, server_hostname=None, compression=None, extensions=(),
                   proxy=True, sock=None, create_connection=None, source_address=None, **settings):
     scheme, host, port, resource, userinfo = parse_uri(uri)
@@ -4823,23 +4843,22 @@ def _connect_once(uri, headers, auth, deadline, *, subprotocols=None, exclude_he
     expect(ssl is None or scheme.startswith('wss'), 'ssl is for wss:// URLs', scheme, ValueError)
     if proxy is True and port is not None:
         proxy = environment_proxy(scheme, host)
-    sock = dial(scheme, host, port, deadline, ssl=ssl, server_hostname=server_hostname, proxy=proxy,
-                source_address=source_address, sock=sock)
-    with closing(sock):
-        response = exchange(sock, build_head('GET %s HTTP/1.1' % resource, fields), deadline)
-        chosen = check_response(response, key, list(subprotocols or ()), patterns)
-        websocket = (create_connection or WebSocket)(sock)
+    handshake = client_handshake(build_head('GET %s HTTP/1.1' % resource, fields), scheme, host, port, due, ssl=ssl,
+                                 server_hostname=server_hostname, proxy=proxy, source_address=source_address, sock=sock)
+    with closing(handshake):
+        handshake.drive()
+        chosen = check_response(handshake.response, key, list(subprotocols or ()), patterns)
+        websocket = (create_connection or WebSocket)(handshake.sock)
         configure(websocket, settings)
         websocket.request = Request('GET', resource, fields)
-        open_client(websocket, response, *chosen)
+        open_client(websocket, handshake, *chosen)
     websocket._block(keeper())
     return websocket
 
 
 def unix_connect(path, uri='ws://localhost/', **options):
     """Like connect(), over the unix socket *path*; *uri* says what to request."""
-    timeout = options.get('open_timeout') or OPEN_TIMEOUT
-    with closing(connect_socket(path, None, time.monotonic() + timeout)) as sock:
+    with closing(connect_socket(path, None, due_in(options.get('open_timeout', OPEN_TIMEOUT)))) as sock:
         return connect(uri, sock=sock, **options)
 
 

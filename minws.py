@@ -1760,7 +1760,7 @@ class Transport:
     """
     # slots: what every turn looks at (a default of the class costs 14 ns a look, a slot 3)
     __slots__ = ('sock', '_lock', '_loop', '_fd', '_events', '_real', '_tls', '_at_end', '_unread', '_out', '_chunk',
-                 '_queued', '_written', '_stalled', '_corked', '_inbox', '_swift', '_alive', '_more', '_mute', '_dead',
+                 '_queued', '_written', '_write_due', '_corked', '_inbox', '_swift', '_alive', '_more', '_mute', '_dead',
                  '_ended')
     _due = FOREVER          # when _tick() wants to be called, monotonic
     _waits = False          # the sender will wait by itself: nobody else need watch
@@ -1779,7 +1779,7 @@ class Transport:
         self._chunk = None          # what the kernel took in part, a memoryview: TLS must be offered the same again
         self._queued = 0            # bytes of _chunk, and of _out behind it; 0 while the kernel takes all
         self._written = 0           # bytes that the kernel has taken, ever
-        self._stalled = None        # monotonic time since when it takes nothing
+        self._write_due = FOREVER   # when it must have taken some, monotonic
         self._corked = None         # the thread that dispatches: what it sends leaves together, at the end
         self._inbox = None          # only blocking connections have one
         self._swift = False         # open, plain, and nobody's turn: a frame needs no look at anything else
@@ -1904,13 +1904,13 @@ class Transport:
                 del out[:]
                 break
             self._written += sent
-            self._stalled = None
+            self._write_due = FOREVER
             chunk = memoryview(chunk)[sent:] if sent < len(chunk) else None
         if chunk is not None:
             self._chunk, self._queued = chunk, len(chunk) + sum(map(len, out))
             self._blocked()
         elif self._chunk is not None:
-            self._chunk, self._queued, self._stalled = None, 0, None
+            self._chunk, self._queued = None, 0
             if self._events & WRITE:
                 self._watch(READ)
             self._set_due()
@@ -1933,8 +1933,8 @@ class Transport:
 
     def _blocked(self):
         """The kernel takes no more for now: have somebody wait for it."""
-        if self._stalled is None:
-            self._stalled = time.monotonic()
+        if self._write_due == FOREVER:
+            self._write_due = due_in(WRITE_TIMEOUT)
             self._set_due()
         if not self._waits:
             self._watch(READ | WRITE if self._queued <= WRITE_SOFT else WRITE)
@@ -1990,7 +1990,7 @@ class Transport:
                 self._loop.schedule(self)
 
     def _next_due(self):
-        return FOREVER if self._stalled is None else self._stalled + WRITE_TIMEOUT
+        return self._write_due
 
     def _wait(self, events, timeout=None):
         """Wait outside the lock until the socket is ready; False after *timeout* seconds."""
@@ -2289,11 +2289,11 @@ class WebSocket(Transport):
     _opened = False
     _sent_close = None                  # (code, reason) of our close frame
     _closed_called = False
-    _deadline = None                    # of the closing handshake, monotonic
-    _ping_due = None                    # when the next keepalive ping, or the verdict on the last one, is due
+    _deadline = FOREVER                 # of the closing handshake, monotonic
+    _ping_due = FOREVER                 # when the next keepalive ping, or the verdict on the last one, is due
     _ping_out = False                   # it is the verdict
     _ping_data = None                   # of the last one
-    _beat_due = None                    # when the next unsolicited pong is due
+    _beat_due = FOREVER                 # when the next unsolicited pong is due
     _pings = None                       # unanswered pings: OrderedDict of payload → PongWaiter
     _waiting_pong = None                # the newest, while output is stuck
     _turn_free = None                   # a condition on the lock, made by the first of them
@@ -2628,8 +2628,8 @@ class WebSocket(Transport):
         if self._inbox is None and (self._loop is not None or self._corked == threading.get_ident()):
             return
         while self._queued > WRITE_SOFT and not self._dead and not self._ended:
-            loop, stalled = self._loop, self._stalled
-            if loop is None and stalled is not None and time.monotonic() > stalled + WRITE_TIMEOUT:
+            loop = self._loop
+            if loop is None and time.monotonic() > self._write_due:
                 self._drop()
             if not self._wait(WRITE, TURN) and self._inbox is not None and loop is not None:
                 loop.watch(self, READ)      # the peer may wait for us to read, and somebody must answer its pings
@@ -2653,8 +2653,7 @@ class WebSocket(Transport):
         except OSError:         # a mock, or a socket of one's own: nobody is there to hear it
             pass
         self.server_terminated, self._swift = True, False
-        if self.close_timeout is not None:
-            self._deadline = time.monotonic() + self.close_timeout
+        self._deadline = due_in(self.close_timeout)
         self._set_due()
 
     # Receiving: what comes, in the order of the wire
@@ -2801,8 +2800,25 @@ class WebSocket(Transport):
 
     def _half_close(self):
         Transport._half_close(self)
-        self._deadline = time.monotonic() + DRAIN_TIMEOUT
+        self._deadline = due_in(DRAIN_TIMEOUT)
         self._set_due()
+
+    # The opening handshake has brought
+
+    def _use(self, subprotocol, extensions):
+        self.subprotocol = subprotocol
+        self.protocols = [subprotocol] if subprotocol else []
+        self.extensions = extensions
+        self.stream.use(extensions)
+
+    def _be_client(self, subprotocol, extensions):
+        self.stream.always_mask, self.stream.expect_masking, self.stream.sharing = True, False, None
+        self._use(subprotocol, extensions)
+
+    def _open(self, handshake):
+        self.response, self._unread, self._connecting = handshake.response, bytes(handshake._data), False
+        if self.request is not None:
+            self.request.headers._values = None     # it stays: without its index, a tenth of the memory
 
     # The clocks
 
@@ -2811,31 +2827,28 @@ class WebSocket(Transport):
         self._loop = loop
         self._opened = True
         self._set_swift()
-        now = time.monotonic()
-        if self.ping_interval is not None and self._real:
-            self._ping_due = now + self.ping_interval
-        if self.heartbeat_freq:
-            self._beat_due = now + self.heartbeat_freq
+        if self._real:
+            self._ping_due = due_in(self.ping_interval)
+        self._beat_due = due_in(self.heartbeat_freq or None)
         self._due = self._next_due()
 
     def _next_due(self):
         latest = self._latest
-        clocks = (self._deadline, self._ping_due, self._beat_due,
-                  latest.due if latest is not None and latest.waiting and latest.flight else None)
-        return min([Transport._next_due(self)] + [clock for clock in clocks if clock is not None])
+        window = latest.due if latest is not None and latest.waiting and latest.flight else FOREVER
+        if self._deadline != FOREVER:
+            self._ping_due = self._beat_due = FOREVER
+        return min(self._write_due, self._deadline, self._ping_due, self._beat_due, window)
 
     def _tick(self, now):
         """Run the clocks that are due at *now* (monotonic)."""
-        if self._deadline is not None:
-            self._ping_due = self._beat_due = None
-            if now >= self._deadline:
-                return self._abort()
-        if self._stalled is not None and now >= self._stalled + WRITE_TIMEOUT:
+        if now >= self._deadline:
+            return self._abort()
+        if now >= self._write_due:
             return self._drop()
-        if self._beat_due is not None and now >= self._beat_due:
+        if now >= self._beat_due:
             self._beat_due = now + self.heartbeat_freq
             self._try(self.pong)
-        if self._ping_due is not None and now >= self._ping_due:
+        if now >= self._ping_due:
             self._keep_alive(now)
         if self._latest is not None and self._latest.waiting and now >= self._latest.due:
             with self._lock:
@@ -3114,7 +3127,7 @@ class WebSocket(Transport):
             inbox.raw = raw
             if raw and self.stream is not None:
                 with inbox:
-                    self._ping_due = None
+                    self._ping_due = FOREVER
                     for _ in range(len(inbox.messages)):        # the keeper may have been faster
                         inbox.messages.extend(_as_frames(inbox.messages.popleft()))
                     inbox.messages.extend(self.stream.become_raw())
@@ -3483,16 +3496,13 @@ def pair(client_class=WebSocket, server_class=WebSocket, subprotocol=None, exten
     """
     ends = socket.socketpair()
     client, server = client_class(ends[0]), server_class(ends[1])
-    client.stream = Stream(always_mask=True, expect_masking=False)
     offers = [(pattern.name, params) for pattern in extensions for params in pattern.offer()]
     accepted = accept_extensions(_extension_header(offers), extensions)
     answer = [(extension.name, extension.params) for extension in accepted]
     confirmed = confirm_extensions(_extension_header(answer), extensions)
-    for websocket, chosen in ((client, confirmed), (server, accepted)):
-        websocket.extensions = chosen
-        websocket.stream.use(chosen)
-        websocket.subprotocol = subprotocol
-        websocket.protocols = [subprotocol] if subprotocol else []
+    client._be_client(subprotocol, confirmed)
+    server._use(subprotocol, accepted)
+    for websocket in (client, server):
         websocket._block(keeper())
     return client, server
 
@@ -3942,10 +3952,9 @@ class Opening(Handshake):
             if not accepted:
                 yield from self._drain()
                 return
-            websocket = self.websocket
-            websocket.response, websocket._unread, websocket._connecting = response, bytes(self._data), False
-            websocket.request.headers._values = None
-            self.opened = not (self._mute or websocket._dead)       # unless a hook has closed it
+            self.response = response
+            self.websocket._open(self)
+            self.opened = not (self._mute or self.websocket._dead)      # unless a hook has closed it
         except OSError as error:
             server.logger.debug('opening handshake with %s: %s', quote(self.peer_address), quote(str(error)))
 
@@ -4016,7 +4025,7 @@ class Opening(Handshake):
         subprotocol = next((name for name in server.subprotocols if name in offered), None)
         if server.select_subprotocol is not None:
             subprotocol = self._ask(server.select_subprotocol, websocket, offered, right=offered.__contains__)
-        negotiated(websocket, subprotocol, accept_extensions(request.headers, server.extensions))
+        websocket._use(subprotocol, accept_extensions(request.headers, server.extensions))
         response = accept_response(request, subprotocol, websocket.extensions, server.server_header)
         return self._ask(server.process_response, websocket, request, response) or response
 
@@ -4081,14 +4090,6 @@ def configure(websocket, settings):
     for target, attributes in zip((websocket, websocket.stream), settings):
         for name, value in attributes.items():
             setattr(target, name, value)
-
-
-def negotiated(websocket, subprotocol, extensions):
-    """Let *websocket* use what the opening handshake has brought."""
-    websocket.subprotocol = subprotocol
-    websocket.protocols = [] if subprotocol is None else [subprotocol]
-    websocket.extensions = extensions
-    websocket.stream.use(extensions)
 
 
 class Server:
@@ -4630,15 +4631,6 @@ def client_headers(scheme, host, port, key, userinfo, subprotocols, extensions, 
                    + Headers(headers).items())
 
 
-def open_client(websocket, handshake, subprotocol, extensions):
-    """Let *websocket* be a client, open since its *handshake*, with what that has brought."""
-    stream = websocket.stream
-    stream.always_mask, stream.expect_masking, stream.sharing = True, False, None
-    websocket.response, websocket._unread = handshake.response, bytes(handshake._data)
-    websocket._connecting = False
-    negotiated(websocket, subprotocol, extensions)
-
-
 def new_key():
     """Return a fresh Sec-WebSocket-Key (str)."""
     return binascii.b2a_base64(os.urandom(16))[:-1].decode()
@@ -4706,7 +4698,8 @@ class WebSocketBaseClient(WebSocket):
         except BaseException:
             self.sock = None
             raise
-        open_client(self, handshake, protocols[0] if protocols else None, extensions)
+        self._be_client(protocols[0] if protocols else None, extensions)
+        self._open(handshake)
         self.handshake_ok()
 
     def _context(self):
@@ -4851,7 +4844,8 @@ def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers
         websocket = (create_connection or WebSocket)(handshake.sock)
         configure(websocket, settings)
         websocket.request = Request('GET', resource, fields)
-        open_client(websocket, handshake, *chosen)
+        websocket._be_client(*chosen)
+        websocket._open(handshake)
     websocket._block(keeper())
     return websocket
 

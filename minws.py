@@ -2668,13 +2668,15 @@ class WebSocket(Transport):
             return False
         if self._failed or self.client_terminated:
             return True         # drained, lest TCP resets what we wrote
-        return self._dispatch(self.stream.receive(bytes))
+        return self._dispatch(bytes)
 
-    def _dispatch(self, events):
-        """Hand *events* over, with a cork in the output: the replies of a batch leave in one send."""
+    def _dispatch(self, data=b''):
+        """Parse *data* and act on what is in it, with a cork in the output: the replies of a batch leave in one send."""
         self._corked = threading.get_ident()
-        events = iter(events)
+        inbox = self._inbox
         try:
+            limit = BATCH if inbox is None else max(1, inbox.high - len(inbox.messages))
+            events = iter(self.stream.receive(data, limit))
             while events is not None:
                 try:
                     for event in events:
@@ -2682,8 +2684,10 @@ class WebSocket(Transport):
                             self.received_message(event)
                             if self._failed:
                                 break
-                        else:
+                        elif inbox is None:
                             self._control(event)
+                        else:
+                            self._queue(event)
                     stream = self.stream
                     events = self._paused_events() if stream is not None and stream.paused else None
                 except ConnectionClosed:        # it wanted to answer, and we are closing: go on with the rest
@@ -2704,12 +2708,13 @@ class WebSocket(Transport):
         return not self._dead and self.stream is not None
 
     def _paused_events(self):
-        """Return more events of a batch that was too large for one turn, or None; a loop gives others their turn."""
-        if self._failed:
+        """Return more events of a batch that was too large for one go, or None: others have their turn, or no room."""
+        room = BATCH if self._inbox is None else self._room()
+        if self._failed or room <= 0:
             return None
-        if self._loop is None:
-            return iter(self.stream.receive())
-        return self._loop.again(self)
+        if self._inbox is None and self._loop is not None:
+            return self._loop.again(self)
+        return iter(self.stream.receive(b'', room))
 
     def _call(self, callback, *args):
         """Call a user's *callback* outside the dispatch of messages."""
@@ -2910,7 +2915,7 @@ class WebSocket(Transport):
             if self._dead or self.sock is None:
                 return False
             if self.stream is not None and self.stream.paused and not self._failed:
-                return self._dispatch(self.stream.receive())
+                return self._dispatch()
             data = self._read()
         except (OSError, TypeError) as error:
             self.unhandled_error(error)
@@ -3007,6 +3012,7 @@ class WebSocket(Transport):
             self._inbox.poll = select.poll()
             self._inbox.poll.register(self._fd, select.POLLIN)
         self.stream.plain = True
+        self._marks = None
         self._events = 0
         self._begin(loop)
         loop.look_after(self)
@@ -3183,7 +3189,7 @@ class WebSocket(Transport):
             # who waits for a pong must not read past the limit: recv(), in another thread, makes room
             return time.sleep(0.01 if timeout is None else max(0, min(0.01, timeout)))
         if stream.paused:
-            return self._take_in(b'')
+            return self._dispatch()
         if not self._unread and not (self._tls and self._hidden_input()):
             if inbox.poll is None:
                 if not self._wait(READ, timeout):
@@ -3201,7 +3207,7 @@ class WebSocket(Transport):
             self._conclude()
             self._finish()
         elif data is not None and not self._failed and not self.client_terminated:
-            self._take_in(data)
+            self._dispatch(data)
 
     def _conclude(self):
         """Let what stands behind the queued messages take effect. The caller has the reader's role."""
@@ -3219,23 +3225,6 @@ class WebSocket(Transport):
         if count and sum(len(getattr(message, 'body', message)) for message in list(inbox.messages)) > 2 * stream.max_size:
             return 0
         return inbox.high - count
-
-    def _take_in(self, data):
-        """Parse *data*, and go on while there is room; the answers to control frames leave in one send."""
-        inbox, stream = self._inbox, self.stream
-        self._corked = threading.get_ident()
-        try:
-            while True:
-                for event in stream.receive(data, max(1, inbox.high - len(inbox.messages))):
-                    self._queue(event)
-                data = b''
-                if not stream.paused or self._room() <= 0:
-                    break
-        finally:
-            self._corked = None
-            if self._out:
-                with self._lock:
-                    self._flush()
 
     def _queue(self, event):
         inbox, kind = self._inbox, event.__class__

@@ -722,6 +722,8 @@ class DeflateFrame(PerMessageDeflate):
 # documented generator and its lists are a facade over it. What it returns is in the order of the wire, so that an
 # error never swallows the messages before it.
 
+# length of a short payload → what repeats a masking key over itself and the payload
+_REPEATS = [int.from_bytes(b'\1\0\0\0' * (length + 7 >> 2), 'little') for length in range(126)]
 # second byte of a header → length of a short payload; beyond all bounds for what is no such byte
 _PLAIN_LENGTHS = list(range(126)) + [UNLIMITED] * 130
 _MASKED_LENGTHS = [UNLIMITED] * 128 + _PLAIN_LENGTHS[:128]
@@ -850,11 +852,14 @@ class Stream:
                     length = lengths[data[pos + 1]]
                     stop = start + length
                     if stop <= end:
-                        # the common case, a whole short message; apply_mask is written out here: 0.12 of 0.7 us
-                        payload = data[start:stop]
+                        # the common case, a whole short message: 0.7 us, by _take() 2.6
                         if masked:
-                            payload = (number(payload, 'little') ^ number((data[pos + 2:start] * 32)[:length], 'little')
-                                       ).to_bytes(length, 'little')
+                            # key and payload as one number, XOR the repeated key: 0.32 us, with apply_mask 0.5
+                            whole = number(data[pos + 2:stop], 'little')
+                            whole ^= (whole & 0xFFFFFFFF) * _REPEATS[length]
+                            payload = whole.to_bytes(length + 7, 'little')[4:length + 4]
+                        else:
+                            payload = data[start:stop]
                         pos = stop
                         if plain:
                             events.append(payload.decode() if first == 0x81 else payload)

@@ -965,7 +965,7 @@ class Stream:
     def _make_room(self, size):
         """Make room for *size* bytes and for what is announced, but at most 16 times as much as has come.
 
-        Growing by each piece cost up to 1 ms for 1 MiB, in page faults. Whole, the bytes are handed over without a copy.
+        Growing by each piece cost up to 1 ms for 1 MiB, in page faults. A whole one is handed over without a copy.
         """
         kept = self._collected()
         self._space = min(size + self._remaining, 16 * size) if self._first and self._first & 0x80 else 2 * size
@@ -1765,8 +1765,8 @@ class Transport:
     """
     # slots: what every turn looks at (a default of the class costs 14 ns a look, a slot 3)
     __slots__ = ('sock', '_lock', '_loop', '_fd', '_events', '_real', '_tls', '_at_end', '_unread', '_out', '_chunk',
-                 '_queued', '_written', '_write_due', '_corked', '_inbox', '_swift', '_alive', '_more', '_mute', '_dead',
-                 '_ended')
+                 '_queued', '_written', '_write_due', '_corked', '_inbox', '_swift', '_alive', '_more', '_mute',
+                 '_dead', '_ended')
     _due = FOREVER          # when _tick() wants to be called, monotonic
     _waits = False          # the sender will wait by itself: nobody else need watch
     _half_closing = False   # when all is written, shut down for writing
@@ -1889,7 +1889,7 @@ class Transport:
         self._abort()
 
     def _flush(self, chunk=None):
-        """Write what waits, or *chunk* if nothing does. The lock is held. The one place that writes to a real socket."""
+        """Write what waits, or *chunk* if nothing does. The lock is held. The one place that writes a real socket."""
         out = self._out
         if chunk is None:
             chunk = self._chunk
@@ -2392,8 +2392,9 @@ class WebSocket(Transport):
 
         *binary* or *text* (bool) decide instead of the type: bytes sent as text must be UTF-8 (ValueError). Whole
         messages of several threads never mix. One leaves at once, or at the end of the callback that sent it; a
-        blocking connection, or run(), waits while more than 64 KiB are unsent. With a *key*, the latest value wins: while the
-        peer is slower than we are, a newer message replaces the one of the same key that waits, and nothing blocks.
+        blocking connection, or run(), waits while more than 64 KiB are unsent. With a *key*, the latest value wins:
+        while the peer is slower than we are, a newer message replaces the one of the same key that waits, and nothing
+        blocks.
 
         ConnectionClosed if the connection is closed, TypeError for what cannot be sent; an iterable that raises or
         mixes types fails the connection with 1011.
@@ -2676,7 +2677,7 @@ class WebSocket(Transport):
         return self._dispatch(bytes)
 
     def _dispatch(self, data=b''):
-        """Parse *data* and act on what is in it, with a cork in the output: the replies of a batch leave in one send."""
+        """Parse *data* and act on what is in it, with a cork in the output: the replies leave in one send."""
         self._corked = threading.get_ident()
         inbox = self._inbox
         try:
@@ -3227,9 +3228,8 @@ class WebSocket(Transport):
         inbox.full = count >= inbox.high or inbox.full and count > inbox.low
         if stream is None or inbox.full:
             return 0
-        if count and sum(len(getattr(message, 'body', message)) for message in list(inbox.messages)) > 2 * stream.max_size:
-            return 0
-        return inbox.high - count
+        sizes = [len(getattr(message, 'body', message)) for message in list(inbox.messages)] if count else ()
+        return inbox.high - count if sum(sizes) <= 2 * stream.max_size else 0
 
     def _queue(self, event):
         inbox, kind = self._inbox, event.__class__
@@ -3640,11 +3640,14 @@ class WebSocketManager(Loop, threading.Thread):
             alive = False
         if not alive:
             self._share()
-            self.leave(entry, fd)
-            try:
-                entry.terminate()
-            except Exception:
-                default_logger().error('exception in terminate()', exc_info=True)
+            self._dismiss(entry, fd)
+
+    def _dismiss(self, entry, fd):
+        self.leave(entry, fd)
+        try:
+            entry.terminate()
+        except Exception:
+            default_logger().error('exception in terminate()', exc_info=True)
 
     def _finish_handshakes(self):
         if self._on_stop is not None:
@@ -3658,11 +3661,7 @@ class WebSocketManager(Loop, threading.Thread):
 
     def _end(self):
         for fd, entry in list(self._entries.items()):
-            self.leave(entry, fd)
-            try:
-                entry.terminate()
-            except Exception:
-                default_logger().error('exception in terminate()', exc_info=True)
+            self._dismiss(entry, fd)
         self.running = False
         self._thread_id = None
         self.release()
@@ -4288,7 +4287,11 @@ class Server:
         if not isinstance(handler, type):
             self._handle(websocket, handler)
         elif not self._stopping:
-            self.manager.add(websocket)
+            try:
+                self.manager.add(websocket)
+            except RuntimeError:
+                if not self._stopping:      # else it ended while opened() ran
+                    raise
         else:
             websocket.close(1001)
             websocket._close_socket()

@@ -722,6 +722,7 @@ class DeflateFrame(PerMessageDeflate):
 # documented generator and its lists are a facade over it. What it returns is in the order of the wire, so that an
 # error never swallows the messages before it.
 
+_number, _new = int.from_bytes, Message.__new__     # 0.1 us less than looking them up for each batch
 # length of a short payload → what repeats a masking key over itself and the payload
 _REPEATS = [int.from_bytes(b'\1\0\0\0' * (length + 7 >> 2), 'little') for length in range(126)]
 # second byte of a header → length of a short payload; beyond all bounds for what is no such byte
@@ -827,8 +828,8 @@ class Stream:
 
     # In
 
-    def receive(self, data=b'', limit=BATCH):
-        """Parse *data* (bytes), after what was left over, and return the events in it, at most *limit*.
+    def receive(self, data=None, limit=BATCH):
+        """Parse *data* (bytes, or None), after what was left over, and return the events in it, at most *limit*.
 
         Events are messages (TextMessage and BinaryMessage, or if ``plain`` str, bytes and Fragments), control messages,
         and at most one WebSocketException, the last of all. More may be waiting: see ``paused``.
@@ -839,8 +840,8 @@ class Stream:
                 data = self._kept[self._pos:] + data
             else:
                 data, pos = self._kept, self._pos
-        end = 0 if self.ended else len(data)
-        masked, plain, number, new = self.expect_masking, self.plain, int.from_bytes, Message.__new__
+        end = len(data) if data and not self.ended else 0
+        masked, plain = self.expect_masking, self.plain
         lengths, head = (_MASKED_LENGTHS, 6) if masked else (_PLAIN_LENGTHS, 2)
         special = self.raw or self._watched or self.max_size < 125 or self.max_fragment < 125
         idle = self._first is None and not self._opcode and not special
@@ -855,7 +856,7 @@ class Stream:
                         # the common case, a whole short message: 0.7 us, by _take() 2.6
                         if masked:
                             # key and payload as one number, XOR the repeated key: 0.32 us, with apply_mask 0.5
-                            whole = number(data[pos + 2:stop], 'little')
+                            whole = _number(data[pos + 2:stop], 'little')
                             whole ^= (whole & 0xFFFFFFFF) * _REPEATS[length]
                             payload = whole.to_bytes(length + 7, 'little')[4:length + 4]
                         else:
@@ -866,9 +867,9 @@ class Stream:
                             continue
                         if first == 0x81:
                             payload.decode()
-                            message = new(TextMessage)
+                            message = _new(TextMessage)
                         else:
-                            message = new(BinaryMessage)
+                            message = _new(BinaryMessage)
                         message.data = payload
                         events.append(message)
                         continue
@@ -1764,8 +1765,8 @@ class Transport:
     threads are never inside one TLS socket, which corrupts it: one lock is around each call, nobody waits inside it.
     """
     # slots: what every turn looks at (a default of the class costs 14 ns a look, a slot 3)
-    __slots__ = ('sock', '_lock', '_loop', '_fd', '_events', '_real', '_tls', '_at_end', '_unread', '_out', '_chunk',
-                 '_queued', '_written', '_write_due', '_corked', '_inbox', '_swift', '_alive', '_more', '_mute',
+    __slots__ = ('sock', '_lock', '_loop', '_fd', '_events', '_real', '_tls', '_at_end', '_out', '_chunk', '_queued',
+                  '_written', '_write_due', '_corked', '_inbox', '_swift', '_alive', '_more', '_mute',
                  '_dead', '_ended')
     _due = FOREVER          # when _tick() wants to be called, monotonic
     _waits = False          # the sender will wait by itself: nobody else need watch
@@ -1779,7 +1780,6 @@ class Transport:
         self._events = READ         # what the loop waits for
         self._real = self._tls = False
         self._at_end = False        # the peer has ended its side
-        self._unread = b''          # what came with the handshake
         self._out = []              # frames that nobody has tried to write yet
         self._chunk = None          # what the kernel took in part, a memoryview: TLS must be offered the same again
         self._queued = 0            # bytes of _chunk, and of _out behind it; 0 while the kernel takes all
@@ -1821,9 +1821,6 @@ class Transport:
 
     def _read(self):
         """Return what has arrived (bytes), b'' at the end, or None if there is nothing now. Raise OSError."""
-        if self._unread:
-            data, self._unread = self._unread, b''
-            return data
         if self._tls:
             with self._lock:
                 data = self._read_tls()
@@ -1863,9 +1860,9 @@ class Transport:
     def _hidden_input(self):
         """Tell whether there is input that no poller sees."""
         if not self._tls:
-            return bool(self._unread)
+            return False
         with self._lock:
-            return bool(self._unread or self._at_end or self.sock is not None and self.sock.pending())
+            return bool(self._at_end or self.sock is not None and self.sock.pending())
 
     def _transmit(self, data):
         """Write *data*, or keep it while the kernel takes no more, or until the callback ends. The lock is held."""
@@ -2667,22 +2664,17 @@ class WebSocket(Transport):
     def process(self, bytes):
         """Feed *bytes* to the stream and act on what is in them; return False when the connection is over.
 
-        b'' stands for the end of the input. Messages go to received_message, pongs to ponged; pings are answered, a
-        close frame and errors begin the end.
+        b'' stands for the end of the input, None for nothing new: what was left over is parsed. Messages go to
+        received_message, or to recv(), pongs to ponged; pings are answered, a close frame and errors begin the end.
         """
-        if not bytes or self.stream is None:
+        stream, inbox = self.stream, self._inbox
+        if not bytes and bytes is not None or stream is None:
             return False
         if self._failed or self.client_terminated:
             return True         # drained, lest TCP resets what we wrote
-        return self._dispatch(bytes)
-
-    def _dispatch(self, data=b''):
-        """Parse *data* and act on what is in it, with a cork in the output: the replies leave in one send."""
-        self._corked = threading.get_ident()
-        inbox = self._inbox
+        self._corked = threading.get_ident()        # so that the replies of a batch leave in one send
         try:
-            limit = BATCH if inbox is None else max(1, inbox.high - len(inbox.messages))
-            events = iter(self.stream.receive(data, limit))
+            events = iter(stream.receive(bytes, BATCH if inbox is None else max(1, inbox.high - len(inbox.messages))))
             while events is not None:
                 try:
                     for event in events:
@@ -2694,8 +2686,7 @@ class WebSocket(Transport):
                             self._control(event)
                         else:
                             self._queue(event)
-                    stream = self.stream
-                    events = self._paused_events() if stream is not None and stream.paused else None
+                    events = self._paused_events() if stream.paused and self.stream is not None else None
                 except ConnectionClosed:        # it wanted to answer, and we are closing: go on with the rest
                     if self.state is State.OPEN and not self._mute:
                         raise       # it is about another connection, and a mistake like any other
@@ -2827,7 +2818,8 @@ class WebSocket(Transport):
         self._use(subprotocol, extensions)
 
     def _open(self, handshake):
-        self.response, self._unread, self._connecting = handshake.response, bytes(handshake._data), False
+        self.response, self._connecting = handshake.response, False
+        self.stream.receive(bytes(handshake._data), 0)      # what came behind it, to be parsed when somebody reads
         if self.request is not None:
             self.request.headers._values = None     # it stays: without its index, a tenth of the memory
 
@@ -2921,7 +2913,7 @@ class WebSocket(Transport):
             if self._dead or self.sock is None:
                 return False
             if self.stream is not None and self.stream.paused and not self._failed:
-                return self._dispatch()
+                return self.process(None)
             data = self._read()
         except (OSError, TypeError) as error:
             self.unhandled_error(error)
@@ -3195,8 +3187,8 @@ class WebSocket(Transport):
             # who waits for a pong must not read past the limit: recv(), in another thread, makes room
             return time.sleep(0.01 if timeout is None else max(0, min(0.01, timeout)))
         if stream.paused:
-            return self._dispatch()
-        if not self._unread and not (self._tls and self._hidden_input()):
+            return self.process(None)
+        if not self._hidden_input():
             if inbox.poll is None:
                 if not self._wait(READ, timeout):
                     return
@@ -3212,8 +3204,8 @@ class WebSocket(Transport):
         if data == b'' or self._dead:
             self._conclude()
             self._finish()
-        elif data is not None and not self._failed and not self.client_terminated:
-            self._dispatch(data)
+        elif data is not None:
+            self.process(data)
 
     def _conclude(self):
         """Let what stands behind the queued messages take effect. The caller has the reader's role."""
@@ -3572,7 +3564,7 @@ class WebSocketManager(Loop, threading.Thread):
             websocket._loop = None
             websocket.terminate()
             raise
-        if websocket._hidden_input() or websocket._dead or websocket._queued:
+        if websocket.stream.paused or websocket._hidden_input() or websocket._dead or websocket._queued:
             self.again(websocket)
 
     def remove(self, websocket):

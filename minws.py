@@ -1906,13 +1906,14 @@ class Transport:
                 del out[:]
                 break
             self._written += sent
-            self._write_due = FOREVER
             chunk = memoryview(chunk)[sent:] if sent < len(chunk) else None
         if chunk is not None:
+            if chunk is not self._chunk:        # it took some
+                self._write_due = FOREVER
             self._chunk, self._queued = chunk, len(chunk) + sum(map(len, out))
             self._blocked()
         elif self._chunk is not None:
-            self._chunk, self._queued = None, 0
+            self._chunk, self._queued, self._write_due = None, 0, FOREVER
             if self._events & WRITE:
                 self._watch(READ)
             self._set_due()
@@ -2906,10 +2907,10 @@ class WebSocket(Transport):
                 return not self._dead
             if self._chunk is not None:
                 self.flush()
+                if self._marks:
+                    self._report_sent()
                 if self._queued > WRITE_SOFT:
                     return True     # who does not take our replies is not read
-            if self._marks:
-                self._report_sent()
             if self._dead or self.sock is None:
                 return False
             if self.stream is not None and self.stream.paused and not self._failed:

@@ -3169,8 +3169,10 @@ class WebSocket(Transport):
                     inbox.release()
             elif not ready() and not self._ended and (timeout is None or timeout > 0):
                 inbox.await_release(timeout)
-            if ready() or self._ended:
-                return ready()
+            if ready():
+                return True
+            if self._ended:
+                return bool(ready())        # it may have come with the end
             if deadline is not None:
                 timeout = deadline - time.monotonic()
                 if timeout <= 0:
@@ -3189,7 +3191,7 @@ class WebSocket(Transport):
             return time.sleep(0.01 if timeout is None else max(0, min(0.01, timeout)))
         if stream.paused:
             return self.process(None)
-        if not self._hidden_input():
+        if not (self._tls and self._hidden_input()):
             if inbox.poll is None:
                 if not self._wait(READ, timeout):
                     return

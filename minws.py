@@ -739,15 +739,15 @@ class Stream:
     to send. ``extensions`` are those negotiated; ``max_size`` limits a message and ``max_fragment`` a frame, in bytes.
     ``sharing`` is what streams must have in common for a frame encoded by one to be right for the other, or None.
     """
-    __slots__ = ('always_mask', 'expect_masking', 'max_size', 'max_fragment', 'extensions', 'sharing', 'plain', 'raw',
+    __slots__ = ('always_mask', 'expect_masking', 'extensions', 'sharing', 'plain', 'raw',
                  'paused', 'ended', 'closing', 'pings', 'pongs', 'errors', '_complete', '_parser', '_rsv', '_watched',
                  '_kept', '_pos', '_first', '_key', '_remaining', '_whole', '_opcode', '_coded', '_payload', '_space',
                  '_pieces', '_size', '_fragments', '_utf8', '__dict__')
+    max_size, max_fragment = MAX_SIZE, UNLIMITED
 
     def __init__(self, always_mask=False, expect_masking=True):
         self.always_mask = always_mask
         self.expect_masking = expect_masking
-        self.max_size, self.max_fragment = MAX_SIZE, UNLIMITED
         self.extensions = ()
         self.sharing = None if always_mask else ()      # masked: each frame has its own key
         self.plain = False          # messages come as str, bytes and Fragments instead of Message objects
@@ -1720,16 +1720,20 @@ def default_poller():
     return SelectPoller()
 
 
+def _milliseconds(timeout):
+    return None if timeout is None else min(max(0, timeout) * 1000, 1 << 30)     # poll() knows 31 bits
+
+
 def wait_ready(fd, events, timeout=None):
     """Wait until *fd* is ready for *events*; return False if it is not after *timeout* seconds (None: for ever)."""
-    timeout = None if timeout in (None, FOREVER) else max(0, timeout)
+    timeout = None if timeout == FOREVER else timeout
     if not hasattr(select, 'poll'):
-        poller = SelectPoller(timeout)
+        poller = SelectPoller(None if timeout is None else max(0, timeout))
         poller.register(fd, events)
         return bool(poller.poll())
     poll = select.poll()
     poll.register(fd, PollPoller._masks[events])
-    return bool(poll.poll(None if timeout is None else timeout * 1000))
+    return bool(poll.poll(_milliseconds(timeout)))
 
 
 ########################################################################################################################
@@ -1766,8 +1770,7 @@ class Transport:
     """
     # slots: what every turn looks at (a default of the class costs 14 ns a look, a slot 3)
     __slots__ = ('sock', '_lock', '_loop', '_fd', '_events', '_real', '_tls', '_at_end', '_out', '_chunk', '_queued',
-                  '_written', '_write_due', '_corked', '_inbox', '_swift', '_alive', '_more', '_mute',
-                 '_dead', '_ended')
+                 '_written', '_write_due', '_corked', '_inbox', '_swift', '_alive', '_more', '_mute', '_dead', '_ended')
     _due = FOREVER          # when _tick() wants to be called, monotonic
     _waits = False          # the sender will wait by itself: nobody else need watch
     _half_closing = False   # when all is written, shut down for writing
@@ -2672,6 +2675,7 @@ class WebSocket(Transport):
         if not bytes and bytes is not None or stream is None:
             return False
         if self._failed or self.client_terminated:
+            stream.paused = False
             return True         # drained, lest TCP resets what we wrote
         self._corked = threading.get_ident()        # so that the replies of a batch leave in one send
         try:
@@ -2692,6 +2696,8 @@ class WebSocket(Transport):
                     if self.state is State.OPEN and not self._mute:
                         raise       # it is about another connection, and a mistake like any other
         except Exception:
+            if inbox is not None:       # no callback, but a socket that only looks like one
+                raise
             self._callback_failed()
         finally:
             self._corked = None
@@ -2819,8 +2825,9 @@ class WebSocket(Transport):
         self._use(subprotocol, extensions)
 
     def _open(self, handshake):
-        self.response, self._connecting = handshake.response, False
-        self.stream.receive(bytes(handshake._data), 0)      # what came behind it, to be parsed when somebody reads
+        self.response, self._connecting, self._at_end = handshake.response, False, handshake._at_end
+        if self.stream is not None:         # else a hook has terminated it
+            self.stream.receive(bytes(handshake._data), 0)      # what came behind it, to be parsed when somebody reads
         if self.request is not None:
             self.request.headers._values = None     # it stays: without its index, a tenth of the memory
 
@@ -2839,7 +2846,7 @@ class WebSocket(Transport):
     def _next_due(self):
         latest = self._latest
         window = latest.due if latest is not None and latest.waiting and latest.flight else FOREVER
-        if self._deadline != FOREVER:
+        if self.server_terminated:
             self._ping_due = self._beat_due = FOREVER
         return min(self._write_due, self._deadline, self._ping_due, self._beat_due, window)
 
@@ -2913,8 +2920,8 @@ class WebSocket(Transport):
                     return True     # who does not take our replies is not read
             if self._dead or self.sock is None:
                 return False
-            if self.stream is not None and self.stream.paused and not self._failed:
-                return self.process(None)
+            if self.stream is not None and self.stream.paused:
+                return WebSocket.process(self, None)
             data = self._read()
         except (OSError, TypeError) as error:
             self.unhandled_error(error)
@@ -3190,12 +3197,12 @@ class WebSocket(Transport):
             # who waits for a pong must not read past the limit: recv(), in another thread, makes room
             return time.sleep(0.01 if timeout is None else max(0, min(0.01, timeout)))
         if stream.paused:
-            return self.process(None)
+            return WebSocket.process(self, None)
         if not (self._tls and self._hidden_input()):
             if inbox.poll is None:
                 if not self._wait(READ, timeout):
                     return
-            elif not inbox.poll.poll(None if timeout is None else timeout * 1000 if timeout > 0 else 0):
+            elif not inbox.poll.poll(_milliseconds(timeout)):
                 return
         if self._chunk is not None:
             self.flush()
@@ -3208,7 +3215,7 @@ class WebSocket(Transport):
             self._conclude()
             self._finish()
         elif data is not None:
-            self.process(data)
+            WebSocket.process(self, data)
 
     def _conclude(self):
         """Let what stands behind the queued messages take effect. The caller has the reader's role."""
@@ -3238,7 +3245,8 @@ class WebSocket(Transport):
                     return self._fail(error)
                 self.stream.closing, self.client_terminated = message, True
                 self.close_code, self.close_reason = message.code, str(message.reason, 'utf-8')
-        elif inbox.messages and (isinstance(event, WebSocketException) or event.opcode == OPCODE_CLOSE):
+        elif inbox.messages and not self.server_terminated and (isinstance(event, WebSocketException)
+                                                                or event.opcode == OPCODE_CLOSE):
             inbox.verdict = event       # takes effect when what came before it is answered
         else:
             self._control(event)
@@ -3561,13 +3569,14 @@ class WebSocketManager(Loop, threading.Thread):
         if websocket._ended:        # by opened()
             return
         websocket._fd = fd
+        paused = websocket.stream.paused
         try:
             self.enter(websocket, fd)
         except Exception:
             websocket._loop = None
             websocket.terminate()
             raise
-        if websocket.stream.paused or websocket._hidden_input() or websocket._dead or websocket._queued:
+        if paused or websocket._hidden_input() or websocket._dead or websocket._queued:
             self.again(websocket)
 
     def remove(self, websocket):
@@ -3839,9 +3848,12 @@ class Handshake(Transport):
 
     def __init__(self, sock, due):
         Transport.__init__(self, sock)
-        self._due = due
+        self._due = self._deadline = due
         self._data = bytearray()        # what has come and is not looked at
         self._steps = self._run()
+
+    def _next_due(self):
+        return self._deadline
 
     def drive(self):
         """Block until it is over."""
@@ -3850,7 +3862,6 @@ class Handshake(Transport):
                 self._tick(self._due)
             if self._dead:
                 break
-        self._steps.close()
 
     def _shake_tls(self, context, **options):
         import ssl
@@ -3864,19 +3875,32 @@ class Handshake(Transport):
                 yield WRITE
 
     def _write(self, data):
-        self._transmit(data)
+        try:
+            self._transmit(data)
+        except (BrokenPipeError, ConnectionResetError):     # no real socket; it may have answered already
+            pass
         while self._queued:
             yield WRITE
             self.flush()
 
     def _receive(self):
+        if not self._real:
+            self._limit_time()
         data = self._read()
-        while data is None:
+        while data is None and self._real:
             yield READ
             data = self._read()
         if not data:
-            raise ConnectionResetError(errno.ECONNRESET, 'the peer closed the connection')
+            raise EOFError('the peer closed the connection')
         self._data += data
+
+    def _limit_time(self):
+        """What is no real socket is not polled, but it may know of timeouts."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError('opening handshake timed out')
+        if hasattr(self.sock, 'settimeout'):
+            self.sock.settimeout(None if left == FOREVER else left)
 
     def _read_head(self):
         end = find_head_end(self._data)
@@ -3942,8 +3966,8 @@ class Opening(Handshake):
                 return
             self.response = response
             self.websocket._open(self)
-            self.opened = not (self._mute or self.websocket._dead)      # unless a hook has closed it
-        except OSError as error:
+            self.opened = not self._mute and not self.websocket._dead and not self.websocket._ended     # by a hook
+        except (OSError, EOFError) as error:
             server.logger.debug('opening handshake with %s: %s', quote(self.peer_address), quote(str(error)))
 
     def _read_body(self, request):
@@ -3961,9 +3985,8 @@ class Opening(Handshake):
     def _drain(self):
         """End TCP in order: nothing that follows is parsed."""
         self._half_close()
-        self._due = min(self._due, time.monotonic() + DRAIN_TIMEOUT)
-        if self._loop is not None:
-            self._loop.schedule(self)
+        self._deadline = min(self._deadline, due_in(DRAIN_TIMEOUT))
+        self._set_due()
         while self._read() != b'':
             yield READ
 
@@ -4532,10 +4555,17 @@ class ClientHandshake(Handshake):
 
     *tunnel* is a request to a proxy that goes before it, *context* an SSLContext to verify *server_hostname* with. The
     body of a *response* is at most 64 KiB of explanation; what came behind one with status 101 is in ``_data``.
-    HandshakeError, OSError, TimeoutError.
     """
     response = None
     close = Transport._close_socket
+
+    def drive(self):
+        """Block until it is over. HandshakeError, OSError, TimeoutError."""
+        Handshake.drive(self)
+        if self.response is None:
+            raise HandshakeError('the opening handshake was given up')
+        if not self._real and hasattr(self.sock, 'settimeout'):
+            self.sock.settimeout(None)
 
     def __init__(self, sock, due, request, context=None, server_hostname=None, tunnel=None):
         self._request, self._context, self._server_hostname, self._tunnel = request, context, server_hostname, tunnel
@@ -4558,7 +4588,7 @@ class ClientHandshake(Handshake):
         for _ in range(8):      # answers with 1xx, of which a few are tolerated
             try:
                 head = yield from self._read_head()
-            except ConnectionResetError:
+            except EOFError:
                 raise HandshakeError('the server closed the connection before it answered')
             response = parse_response(head)
             if response.status_code == 101 or response.status_code >= 200:
@@ -4572,16 +4602,16 @@ class ClientHandshake(Handshake):
             try:
                 while len(self._data) < wanted:
                     yield from self._receive()
-            except OSError:         # what has come must do
+            except (OSError, EOFError):     # what has come must do
                 pass
-            finally:
-                response.body = bytes(self._data[:wanted])
+            response.body = bytes(self._data[:wanted])
         return response
 
     def _tick(self, now):
-        if self.response is None:
-            raise TimeoutError('opening handshake timed out')
-        self._dead = True       # its explanation is cut short
+        try:
+            self._steps.throw(TimeoutError('opening handshake timed out'))
+        except StopIteration:       # its answer is there, though not all of it
+            pass
 
 
 def client_handshake(request, scheme, host, port, due, *, ssl=None, server_hostname=None, proxy=None,
@@ -4637,6 +4667,7 @@ class WebSocketBaseClient(WebSocket):
     out. ``ws+unix`` requests '/', unless ``resource`` is set before connecting.
     """
     open_timeout = OPEN_TIMEOUT
+    _handshake = None
 
     def __init__(self, url, protocols=None, extensions=None, heartbeat_freq=None, ssl_options=None, headers=None,
                  exclude_headers=None):
@@ -4677,9 +4708,10 @@ class WebSocketBaseClient(WebSocket):
     def connect(self):
         """Connect and shake hands, in open_timeout. HandshakeError, OSError, TimeoutError."""
         self._close_socket()        # it was of one family; the host may have addresses of another
-        handshake = client_handshake(self.handshake_request, self.scheme, self.unix_socket_path or self.host, self.port,
-                                     due_in(self.open_timeout), ssl=self._context())
-        self.sock = handshake.sock      # so that close(), in another thread, can give it up
+        self._handshake = handshake = client_handshake(
+            self.handshake_request, self.scheme, self.unix_socket_path or self.host, self.port,
+            due_in(self.open_timeout), ssl=self._context())
+        self.sock = handshake.sock
         try:
             with closing(handshake):
                 handshake.drive()
@@ -4693,6 +4725,11 @@ class WebSocketBaseClient(WebSocket):
         self._be_client(protocols[0] if protocols else None, extensions)
         self._open(handshake)
         self.handshake_ok()
+
+    def _abort(self):
+        if self._connecting and self._handshake is not None:
+            self._handshake._abort()        # close(), in another thread, gives it up
+        WebSocket._abort(self)
 
     def _context(self):
         if not self.scheme.startswith('wss'):

@@ -5693,7 +5693,7 @@ def test_V03_no_limit_is_unlimited_by_default():
     for name in ('open_timeout', 'ping_interval', 'ping_timeout', 'close_timeout', 'max_size', 'max_queue',
                  'max_connections'):
         assert options[name].default, name
-    assert 0 < minws.Stream().max_size < 1 << 30
+    assert 0 < minws.Stream.max_size < 1 << 30
     assert minws.WebSocket.close_timeout and minws.WebSocket.ping_interval and minws.WebSocketBaseClient.open_timeout
 
 

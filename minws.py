@@ -785,8 +785,7 @@ class Stream:
 
     def become_raw(self):
         """Give every frame as a Frame from now on; return those that are complete of the message in progress."""
-        opcodes = [self._opcode] + [OPCODE_CONTINUATION] * len(self._pieces)
-        frames = [Frame(opcode, piece) for opcode, piece in zip(opcodes, self._pieces)]
+        frames = Fragments(self._opcode == OPCODE_TEXT, self._pieces).frames()
         if self._first is not None and self._whole is None:     # half a frame is there
             self._whole = bytearray(self._collected())
         self.raw = True
@@ -1086,6 +1085,11 @@ class Fragments:
 
     def __len__(self):
         return sum(map(len, self.pieces))
+
+    def frames(self):
+        """Return the frames that they came in, without a last one."""
+        opcodes = [OPCODE_TEXT if self.text else OPCODE_BINARY] + [OPCODE_CONTINUATION] * len(self.pieces)
+        return [Frame(opcode, piece) for opcode, piece in zip(opcodes, self.pieces)]
 
 
 def parse_close(payload):
@@ -2482,7 +2486,7 @@ class WebSocket(Transport):
             latest.flight[ping] = True
             frames += [frame or self.stream.encode(opcode, data), self.stream.encode(OPCODE_PING, ping)]
         self._transmit(b''.join(frames))
-        latest.due = time.monotonic() + PATIENCE
+        latest.due = due_in(PATIENCE)
         self._set_due()
 
     def _report_sent(self):
@@ -2669,7 +2673,8 @@ class WebSocket(Transport):
         """Feed *bytes* to the stream and act on what is in them; return False when the connection is over.
 
         b'' stands for the end of the input, None for nothing new: what was left over is parsed. Messages go to
-        received_message, or to recv(), pongs to ponged; pings are answered, a close frame and errors begin the end.
+        received_message, or to recv(), pongs to ponged; pings are answered, a close frame and errors begin the end. One
+        that overrides this sees what once() reads, though not what came with the opening handshake.
         """
         stream, inbox = self.stream, self._inbox
         if not bytes and bytes is not None or stream is None:
@@ -3064,8 +3069,7 @@ class WebSocket(Transport):
                 message = inbox.messages.popleft() if done else taken
                 if message is None:
                     raise self._connection_closed()
-                if message.__class__ is not Fragments:
-                    message = Fragments(message.__class__ is str, [_message_bytes(message)])
+                message = _fragments(message)
                 if decoder is None and (message.text if decode is None else decode):
                     decoder = codecs.getincrementaldecoder('utf-8')()
                 for piece in message.pieces:
@@ -3141,7 +3145,9 @@ class WebSocket(Transport):
                 with inbox:
                     self._ping_due = FOREVER
                     for _ in range(len(inbox.messages)):        # the keeper may have been faster
-                        inbox.messages.extend(_as_frames(inbox.messages.popleft()))
+                        frames = _fragments(inbox.messages.popleft()).frames()
+                        frames[-1].fin = 1
+                        inbox.messages.extend(frames)
                     inbox.messages.extend(self.stream.become_raw())
         return inbox
 
@@ -3166,7 +3172,7 @@ class WebSocket(Transport):
         Takes the reader's role, or waits for what the thread that has it brings. If it can it reads at least once.
         """
         inbox = self._inbox
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = due_in(timeout)
         while True:
             if inbox.reader.acquire(False):
                 try:
@@ -3180,7 +3186,7 @@ class WebSocket(Transport):
                 return True
             if self._ended:
                 return bool(ready())        # it may have come with the end
-            if deadline is not None:
+            if timeout is not None:
                 timeout = deadline - time.monotonic()
                 if timeout <= 0:
                     return False
@@ -3308,14 +3314,11 @@ class WebSocket(Transport):
         return READ if room and inbox.verdict is None else 0
 
 
-def _as_frames(message):
-    """Return a received *message* as the list of frames it could have come in."""
-    if not isinstance(message, Fragments):
-        message = Fragments(isinstance(message, str), [_message_bytes(message)])
-    opcodes = [OPCODE_TEXT if message.text else OPCODE_BINARY] + [OPCODE_CONTINUATION] * (len(message.pieces) - 1)
-    frames = [Frame(opcode, piece) for opcode, piece in zip(opcodes, message.pieces)]
-    frames[-1].fin = 1
-    return frames
+def _fragments(message):
+    """Return a received *message*, or a part of one, as Fragments."""
+    if message.__class__ is Fragments:
+        return message
+    return Fragments(message.__class__ is str, [_message_bytes(message)])
 
 
 def _sendable(message, binary):
@@ -3413,7 +3416,7 @@ class Keeper(Loop):
         """Look after a blocking *websocket* from now on."""
         with self._guard:
             self._entries[websocket._fd] = websocket
-            self._next = min(self._next, time.monotonic() + TURN)
+            self._next = min(self._next, due_in(TURN))
         self.wake()
 
     def _serve(self, entry, fd, turn=False):
@@ -3658,7 +3661,7 @@ class WebSocketManager(Loop, threading.Thread):
             self._on_stop()
         self.close_all()
         timeouts = [getattr(websocket, 'close_timeout', None) for websocket in self]
-        deadline = time.monotonic() + max([timeout for timeout in timeouts if timeout.__class__ in (int, float)] or [0])
+        deadline = due_in(max([timeout for timeout in timeouts if timeout.__class__ in (int, float)] or [0]))
         while len(self) and time.monotonic() < deadline:
             self._next = min(self._next, deadline)
             self.go_round()
@@ -3826,7 +3829,7 @@ class Listener(Transport):
         except OSError as error:        # EMFILE and the like last: trying on would take all of the processor
             self._server.logger.warning('cannot accept: %s', error)
             self._watch(0)
-            self._due = time.monotonic() + 2 * TURN
+            self._due = due_in(2 * TURN)
             self._loop.schedule(self)
         return True
 
@@ -3862,6 +3865,7 @@ class Handshake(Transport):
                 self._tick(self._due)
             if self._dead:
                 break
+        self._set_timeout(None)
 
     def _shake_tls(self, context, **options):
         import ssl
@@ -3884,8 +3888,9 @@ class Handshake(Transport):
             self.flush()
 
     def _receive(self):
-        if not self._real:
-            self._limit_time()
+        if not self._real and time.monotonic() >= self._deadline:      # it is not polled
+            raise TimeoutError('opening handshake timed out')
+        self._set_timeout(self._deadline - time.monotonic())
         data = self._read()
         while data is None and self._real:
             yield READ
@@ -3894,13 +3899,10 @@ class Handshake(Transport):
             raise EOFError('the peer closed the connection')
         self._data += data
 
-    def _limit_time(self):
-        """What is no real socket is not polled, but it may know of timeouts."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError('opening handshake timed out')
-        if hasattr(self.sock, 'settimeout'):
-            self.sock.settimeout(None if left == FOREVER else left)
+    def _set_timeout(self, seconds):
+        """What only looks like a socket may still know of timeouts."""
+        if not self._real and hasattr(self.sock, 'settimeout'):
+            self.sock.settimeout(None if seconds == FOREVER else seconds)
 
     def _read_head(self):
         end = find_head_end(self._data)
@@ -4224,7 +4226,7 @@ class Server:
             self.manager.stop()
             return
         self.manager.stop()
-        deadline = time.monotonic() + (CLOSE_TIMEOUT if self.close_timeout is None else self.close_timeout) + 1
+        deadline = due_in((CLOSE_TIMEOUT if self.close_timeout is None else self.close_timeout) + 1)
         handlers = self._threads - {threading.current_thread()}
         for thread in list(handlers) + [self.manager] * (self.manager.ident is not None):
             thread.join(max(0, deadline - time.monotonic()))
@@ -4564,8 +4566,6 @@ class ClientHandshake(Handshake):
         Handshake.drive(self)
         if self.response is None:
             raise HandshakeError('the opening handshake was given up')
-        if not self._real and hasattr(self.sock, 'settimeout'):
-            self.sock.settimeout(None)
 
     def __init__(self, sock, due, request, context=None, server_hostname=None, tunnel=None):
         self._request, self._context, self._server_hostname, self._tunnel = request, context, server_hostname, tunnel

@@ -60,7 +60,7 @@ def frame(first, payload=b''):
 
 
 def splits(wire, seed=6455):
-    """Yield *wire* as lists of chunks: whole, byte by byte, and in five random ways, or as many as the environment says in SPLITS."""
+    """Yield *wire* as lists of chunks: whole, byte by byte, and in five random ways, or as many as SPLITS says."""
     yield [wire]
     yield [wire[i:i + 1] for i in range(len(wire))]
     rng = random.Random(seed)
@@ -979,6 +979,17 @@ def test_limit_pauses_in_mid_buffer():
     assert [describe(event) for event in stream.receive()] == ['c'] and not stream.paused
     assert [describe(event) for event in stream.receive(b'\x01d')] == ['d']
     assert stream.receive() == [] and not stream.paused
+
+
+def test_a_subclass_of_stream_may_have_limits_of_its_own():
+    class Small(minws.Stream):
+        max_size, max_fragment = 10, 4
+
+    for last, expected in ((b'ab', 'abcdefghab'), (b'abc', ('fail', 1009)), (b'abcde', ('fail', 1009))):
+        stream = Small(expect_masking=False)
+        events = stream.receive(frame(0x01, b'abcd') + frame(0x00, b'efgh') + frame(0x80, last))
+        assert [describe(event) for event in events] == [expected]
+    assert (minws.Stream().max_size, minws.Stream().max_fragment) == (minws.MAX_SIZE, minws.UNLIMITED)
 
 
 def test_limit_holds_for_many_messages_in_one_read():
@@ -2170,6 +2181,7 @@ def test_basic_credentials():
     assert minws.basic_credentials('Aladdin', 'open sesame') == 'Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=='
     assert minws.basic_credentials('u' * 90, '\xe9') == 'Basic ' + 'dXV1' * 30 + 'OsOp'
 
+
 DEADLINE = 20           # seconds after which a test fails instead of waiting on: the machine may be busy
 MASK = b'\x11\x22\x33\x44'
 KEY_ = 'dGhlIHNhbXBsZSBub25jZQ=='                # RFC 6455 1.3
@@ -2329,6 +2341,13 @@ def shake(port, path='/', *extra, receive_buffer=None, **changes):
     peer.head = peer.read_head()
     assert peer.head.startswith(b'HTTP/1.1 101 '), peer.head
     return peer
+
+
+def counting(websocket, name):
+    """Return a list that grows with each call of the method *name*."""
+    calls, method = [], getattr(websocket, name)
+    setattr(websocket, name, lambda *args: (calls.append(args), method(*args))[1])
+    return calls
 
 
 class Answer:
@@ -2965,6 +2984,15 @@ def test_close_beside_run_waits_for_close_timeout_and_no_longer(ends):
         assert peer.read_to_end() == b'' and not peer.buffer
 
 
+def test_run_does_not_spin_after_close_without_close_timeout_when_a_keepalive_is_due(ends):
+    with running(ends, close_timeout=None, ping_interval=0.1) as (ws, peer):
+        ws.close()
+        assert peer.read_until(CLOSE) == NORMAL
+        waits = counting(ws, '_wait')
+        assert not minws.wait_ready(peer.sock.fileno(), minws.READ, 0.3)
+        assert len(waits) < 20
+
+
 def test_protocol_error_closes_with_1002_and_what_follows_is_not_read():
     sock = minws.ScriptedSocket(from_client(TEXT, b'a') + b'\xf1\x80' + from_client(TEXT, b'b'),
                                 from_client(TEXT, b'c'))
@@ -3054,6 +3082,19 @@ def test_a_mock_that_cannot_be_written_raises_in_send_and_lets_close_pass():
         ws.send('x')
     ws.close()
     assert ws.server_terminated
+
+
+def test_a_mock_that_cannot_be_written_raises_in_recv():
+    class Dumb(minws.ScriptedSocket):
+        def sendall(self, data):
+            if data[0] == PONG:
+                raise OSError(errno.EIO, 'bad luck')
+
+    ws = minws.accept(Dumb(upgrade(), from_client(PING, b'?')))
+    with pytest.raises(OSError) as caught:
+        ws.recv(DEADLINE)
+    assert caught.value.errno == errno.EIO
+    ws.terminate()
 
 
 def test_scripted_socket_gives_chunks_raises_exceptions_and_then_ends():
@@ -3966,6 +4007,95 @@ def test_V22_close_with_a_full_receive_queue_takes_no_close_timeout():
     assert max(done) < 4
 
 
+def test_V22_close_with_messages_that_nobody_takes_does_not_wait_for_close_timeout():
+    client, server = minws.pair()
+    for text in 'abc':
+        client.send(text)
+    assert server.recv() == 'a'
+    with in_thread(list, client):
+        began = time.monotonic()
+        server.close()
+        assert time.monotonic() - began < 2
+    client.close()
+
+
+def test_V22_close_with_messages_that_the_keeper_has_read_does_not_wait_for_close_timeout():
+    took = []
+
+    def handler(ws):
+        wait_until(lambda: len(ws._inbox.messages) == 2)
+        assert ws.recv() == 'a'
+        began = time.monotonic()
+        ws.close()
+        took.append(time.monotonic() - began)
+
+    with serving(handler, close_timeout=5) as server:
+        with minws.connect('ws://127.0.0.1:%d/' % server.port) as ws:
+            ws.send('a'), ws.send('b')
+            assert list(ws) == []
+        wait_until(lambda: took)
+    assert took[0] < 2
+
+
+def test_close_does_not_spin_when_a_message_was_given_up_and_more_wait_than_are_received():
+    def raising():
+        yield 'a'
+        raise KeyError('sensor')
+
+    client, server = minws.pair()
+    for i in range(100):
+        client.send('%d' % i)
+    assert server.recv() == '0'
+    with pytest.raises(KeyError):
+        server.send(raising())
+    pumps = counting(server, '_pump')
+    with in_thread(lambda: pytest.raises(minws.ConnectionClosedError, list, client)):
+        server.close()
+    assert len(pumps) < 50
+
+
+def test_a_blocking_connection_does_not_spin_when_opened_raises_and_a_message_waits(errors):
+    pumps = []
+
+    class Bad(minws.WebSocket):
+        def opened(self):
+            pumps.append(counting(self, '_pump'))
+            raise KeyError('mine')
+
+    with serving(echo, create_connection=Bad) as server:
+        peer = dial(server.port)
+        peer.write(upgrade(), from_client(TEXT, b'early'))
+        assert b' 101 ' in peer.read_head()
+        assert peer.read_until(CLOSE)[:2] == b'\x03\xf3'
+        assert peer.read_to_end() == b''
+        time.sleep(0.3)
+        count = len(pumps[0])
+    assert count < 20 and len(errors()) == 1
+
+
+@pytest.mark.parametrize('name, count', [('opened', 1), ('received_message', 3 * minws.BATCH)])
+def test_run_does_not_spin_when_a_callback_raises_and_messages_wait(name, count, errors):
+    def raising(self, *args):
+        raise KeyError('mine')
+
+    def script(peer, head):
+        peer.write(accepted(head), frame_(TEXT) * count)
+        assert peer.read_until(CLOSE)[:2] == b'\x03\xf3'
+        over.wait(DEADLINE)
+
+    over = threading.Event()
+    with raw_server(script) as url:
+        client = type('Bad', (minws.WebSocketClient,), {name: raising})(url)
+        client.connect()
+        wait_until(lambda: client._failed)
+        turns = counting(client, 'once')
+        time.sleep(0.3)
+        turns = len(turns)
+        over.set()
+        client.run_forever()
+    assert turns < 20 and len(errors()) == 1
+
+
 def test_V30_F62_close_from_inside_each_callback():
     for name, args in (('opened', 0), ('received_message', 1), ('ponged', 1), ('pinged', 1), ('closed', 2)):
         kind = recorder()
@@ -4475,6 +4605,15 @@ def test_manager_adds_a_websocket_once(manager):
     ws, peer = managed(manager, recorder())
     manager.add(ws)
     assert ws.calls == [('opened',)] and len(manager) == 1
+
+
+def test_a_websocket_may_end_while_it_is_added(manager, ends):
+    enter = manager.enter
+    manager.enter = lambda entry, fd: (enter(entry, fd), wait_until(lambda: entry.stream is None))
+    ws = recorder()(ends[0])
+    ends[1].close()
+    manager.add(ws)
+    assert ws.closings() == [(1006, b'Going away')] and ws not in manager
 
 
 def test_recv_under_a_manager_is_a_concurrency_error(manager):
@@ -5192,6 +5331,24 @@ def test_S15_a_head_and_a_frame_byte_by_byte(server):
     assert peer.read_frame() == (TEXT, b'slow')
 
 
+def test_S15_F75_an_overridden_process_gets_nothing_but_bytes():
+    seen = []
+
+    class Counting(minws.EchoWebSocket):
+        def process(self, bytes):
+            seen.append(bytes)
+            return minws.EchoWebSocket.process(self, bytes)
+
+    with serving(Counting) as server:
+        peer, messages = dial(server.port), [b'%d' % i for i in range(3 * minws.BATCH)]
+        peer.write(upgrade(), from_client(TEXT, b'early'))
+        assert b' 101 ' in peer.read_head()
+        assert peer.read_frame() == (TEXT, b'early')
+        peer.write(*[from_client(TEXT, message) for message in messages])
+        assert read_messages(peer, len(messages)) == messages
+    assert seen and {type(each) for each in seen} == {bytes}
+
+
 @pytest.mark.parametrize('extra', [['Content-Length: 1'], ['Transfer-Encoding: chunked'], ['Content-Length: 10'] * 2,
                                    ['Content-Length: 5', 'Transfer-Encoding: chunked'], ['Content-Length: +0'],
                                    ['Content-Length: ' + '9' * 10000]], ids=lambda extra: extra[0][:30])
@@ -5361,6 +5518,14 @@ def test_F02_a_silent_connection_ends_at_open_timeout(echoing):
         peer = dial(server.port)
         assert Answer(peer.read_to_end()).status == 408
         assert 0.3 < time.monotonic() - began < 5
+
+
+def test_F02_who_does_not_read_a_page_is_cut_at_open_timeout():
+    with serving(echo, pages={'/': bytes(8 << 20)}, open_timeout=0.4) as server:
+        peer = dial(server.port, receive_buffer=4096)
+        peer.write(b'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n')
+        assert b' 200 ' in peer.read_head()
+        wait_until(lambda: not server._openings, 4)
 
 
 def test_more_handshakes_than_may_be_in_progress_push_the_oldest_out(echoing, monkeypatch):
@@ -5881,6 +6046,12 @@ def test_accept_has_the_open_timeout_and_the_checks_of_serve():
         ends[0].close()
 
 
+def test_accept_raises_when_a_hook_terminates_the_connection(ends):
+    Peer(ends[1]).write(upgrade())
+    with pytest.raises(minws.HandshakeError):
+        minws.accept(ends[0], process_response=lambda ws, request, response: ws.terminate())
+
+
 def test_a_subclass_of_server_gets_the_events_of_all_clients():
     calls, over = [], threading.Event()
 
@@ -6353,6 +6524,25 @@ def shake_tls(port, context, path='/'):
     return peer
 
 
+def tls_by_hand(sock, context, **options):
+    """TLS over *sock*: return (SSLObject, BIO of what is to be sent, call); call(method, *args) reads and sends."""
+    import ssl
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+
+    def call(method, *args):
+        while True:
+            try:
+                result = method(*args)
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(65536))
+                continue
+            sock.sendall(outgoing.read())
+            return result
+
+    return context.wrap_bio(incoming, outgoing, **options), outgoing, call
+
+
 def test_wss_in_both_styles(echoing, tls):
     with secure_server(echoing, tls) as server, wss(server, tls) as ws:
         for message in ('text', b'binary', 'x' * 100000, b''):
@@ -6439,26 +6629,12 @@ def test_F75_a_frame_in_the_record_of_the_handshake(echoing, tls):
 @pytest.mark.slow
 def test_F52_readable_without_data_does_not_spin(echoing, tls):
     with secure_server(echoing, tls) as server:
-        import ssl
         raw = socket.create_connection(('127.0.0.1', server.port), DEADLINE)
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        inside = tls[1].wrap_bio(incoming, outgoing, server_hostname='localhost')
         peer = Peer(raw)
-
-        def pump(function, *args):
-            while True:
-                try:
-                    result = function(*args)
-                except ssl.SSLWantReadError:
-                    raw.sendall(outgoing.read())
-                    incoming.write(raw.recv(65536))
-                    continue
-                raw.sendall(outgoing.read())
-                return result
-
-        pump(inside.do_handshake)
-        pump(inside.write, upgrade())
-        assert b' 101 ' in pump(inside.read, 65536)
+        inside, outgoing, call = tls_by_hand(raw, tls[1], server_hostname='localhost')
+        call(inside.do_handshake)
+        call(inside.write, upgrade())
+        assert b' 101 ' in call(inside.read, 65536)
         inside.write(from_client(TEXT, b'whole'))
         record = outgoing.read()
         raw.sendall(record[:len(record) // 2])      # readable, but nothing to say: half a record
@@ -6468,7 +6644,7 @@ def test_F52_readable_without_data_does_not_spin(echoing, tls):
             time.sleep(0.05)
         assert time.process_time() - before < 0.5
         raw.sendall(record[len(record) // 2:])
-        assert pump(inside.read, 65536) == frame_(TEXT, b'whole')
+        assert call(inside.read, 65536) == frame_(TEXT, b'whole')
         peer.close()
 
 
@@ -6796,6 +6972,109 @@ def test_C15_one_deadline_for_all_of_it(connecting):
         assert 0.3 < time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize('script, error', [
+    (lambda peer: None, TimeoutError), (Peer.read_head, TimeoutError),
+    (lambda peer: (peer.read_head(), peer.write(b'HTTP/1.1 404 No\r\n\r\nsorry')), minws.HandshakeError)],
+    ids=['unread', 'unanswered', 'endless-body'])
+def test_C15_one_deadline_also_when_the_request_does_not_leave_at_once(script, error, ends):
+    over, peer = threading.Event(), Peer(ends[1])
+    ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    full = lambda: not minws.wait_ready(ends[0].fileno(), minws.WRITE, 0)
+
+    def stalling():
+        wait_until(full)
+        script(peer)
+        over.wait(5)
+        peer.close()
+
+    with in_thread(stalling):
+        with pytest.raises(error) as caught:
+            minws.connect('ws://localhost/', sock=ends[0], open_timeout=0.5,
+                          headers={'X-%d' % i: 'x' * 8000 for i in range(8)})
+        assert peer.sock.fileno() != -1, 'before the peer hangs up'
+        over.set()
+    if error is minws.HandshakeError:
+        assert (caught.value.response.status_code, caught.value.response.body) == (404, b'sorry')
+
+
+def test_C15_one_deadline_for_a_socket_like_object_with_timeouts(ends):
+    class Wrapped:
+        def __init__(self, sock):
+            for name in ('recv', 'sendall', 'settimeout', 'shutdown', 'close'):
+                setattr(self, name, getattr(sock, name))
+
+    with in_thread(lambda: pytest.raises(TimeoutError, minws.connect, 'ws://localhost/', sock=Wrapped(ends[0]),
+                                         open_timeout=0.3)) as outcome:
+        outcome.thread.join(5)
+        ends[1].close()
+
+
+@pytest.mark.parametrize('opening', [minws.accept, lambda sock: minws.connect('ws://localhost/', sock=sock)],
+                         ids=['accept', 'connect'])
+def test_a_socket_like_object_has_no_timeout_after_the_handshake(opening):
+    class Timed(minws.ScriptedSocket):
+        timeouts = ()
+
+        def settimeout(self, seconds):
+            self.timeouts += (seconds,)
+
+        def sendall(self, data):
+            if data.startswith(b'GET'):
+                self.feed(accepted(data))
+            minws.ScriptedSocket.sendall(self, data)
+
+    sock = Timed()
+    if opening is minws.accept:
+        sock.feed(request_head(('Host', 'localhost'), ('Origin', None)))
+    opening(sock)
+    assert 9 < sock.timeouts[0] <= minws.OPEN_TIMEOUT and sock.timeouts[-1] is None
+
+
+def test_C15_one_deadline_for_a_mock_that_drips():
+    def dripping(size):
+        time.sleep(0.01)
+        assert time.monotonic() - began < 5
+        return b'H'
+
+    source, began = mock.Mock(spec=['recv', 'sendall', 'close'], recv=dripping), time.monotonic()
+    with pytest.raises(TimeoutError):
+        minws.connect('ws://localhost/', sock=source, open_timeout=0.2)
+    assert source.close.called
+
+
+@pytest.mark.parametrize('nothing', [None, BlockingIOError], ids=['None', 'BlockingIOError'])
+def test_a_mock_that_has_nothing_to_say_is_a_handshake_error(nothing):
+    def silent(size):
+        assert next(reads) < 100
+        if nothing is not None:
+            raise nothing
+
+    reads = itertools.count()
+    with pytest.raises(minws.HandshakeError):
+        minws.connect('ws://localhost/', sock=mock.Mock(spec=['recv', 'sendall', 'close'], recv=silent))
+
+
+def test_a_mock_that_takes_no_request_may_have_answered():
+    sock = minws.ScriptedSocket(b'HTTP/1.1 431 No\r\nContent-Length: 0\r\n\r\n')
+    sock.sendall = mock.Mock(side_effect=BrokenPipeError)
+    with pytest.raises(minws.HandshakeError) as caught:
+        minws.connect('ws://localhost/', sock=sock)
+    assert caught.value.response.status_code == 431
+
+
+def test_timeouts_may_be_longer_than_poll_knows():
+    def script(peer, head):
+        peer.write(accepted(head))
+        peer.send(*peer.read_frame())
+        peer.read_until(CLOSE)
+
+    month = 30 * 86400
+    with raw_server(script) as url:
+        with minws.connect(url, open_timeout=month) as ws:
+            ws.send('x')
+            assert ws.recv(month) == 'x'
+
+
 def test_open_timeout_covers_tls():
     with contextlib.closing(socket.socket()) as listener:
         listener.bind(('127.0.0.1', 0))
@@ -6809,6 +7088,12 @@ def test_a_server_that_hangs_up_is_a_handshake_error(connecting):
         with raw_server(lambda peer, head: peer.write(answer)) as url:
             with pytest.raises(minws.HandshakeError):
                 connecting(url)
+
+
+def test_a_server_that_resets_is_a_connection_reset_error(connecting):
+    with raw_server(lambda peer, head: peer.reset()) as url:
+        with pytest.raises(ConnectionResetError):
+            connecting(url)
 
 
 def test_a_refused_connection_is_an_os_error(connecting):
@@ -6956,6 +7241,35 @@ def test_F57_a_client_certificate_can_be_demanded(tls, certificate):
         assert client.closings() == [(1000, b'')]
 
 
+def test_F75_the_end_of_tls_in_the_segment_of_the_acceptance_is_noticed(tls):
+    import ssl
+    over = threading.Event()
+
+    def script():
+        peer = Peer(listener.accept()[0])
+        inside, outgoing, call = tls_by_hand(peer.sock, tls[0], server_side=True)
+        call(inside.do_handshake)
+        inside.write(accepted(call(inside.read, 65536)) + frame_(TEXT, b'early'))
+        with pytest.raises(ssl.SSLWantReadError):
+            inside.unwrap()
+        peer.write(outgoing.read())
+        over.wait(DEADLINE)
+
+    with contextlib.closing(socket.socket()) as listener:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen(1)
+        listener.settimeout(DEADLINE)
+        with in_thread(script):
+            ws = minws.connect('wss://127.0.0.1:%d/' % listener.getsockname()[1], ssl=tls[1])
+            assert ws.recv(DEADLINE) == 'early'
+            try:
+                with pytest.raises(minws.ConnectionClosedError):
+                    ws.recv(4)
+            finally:
+                over.set()
+                ws.close()
+
+
 def test_F64_a_connect_can_be_given_up_from_another_thread():
     client = minws.WebSocketBaseClient('ws://127.0.0.1/')
     hold = threading.Event()
@@ -6973,6 +7287,44 @@ def test_F64_a_connect_can_be_given_up_from_another_thread():
                 client.connect()
             assert time.monotonic() - began < 5
         hold.set()
+
+
+@pytest.mark.parametrize('stage', ['tls', 'http', 'answered'])
+def test_F64_close_from_another_thread_ends_a_wss_handshake(stage, tls):
+    over = threading.Event()
+
+    def stalling():
+        sock = listener.accept()[0]
+        sock.settimeout(DEADLINE)
+        if stage == 'tls':
+            peer = Peer(sock)
+            assert peer.more()
+        else:
+            peer = Peer(tls[0].wrap_socket(sock, server_side=True))
+            request = peer.read_head()
+        client.close()
+        if stage == 'answered':
+            with contextlib.suppress(OSError):
+                peer.write(accepted(request))
+        over.wait(DEADLINE)
+
+    with contextlib.closing(socket.socket()) as listener:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen(1)
+        listener.settimeout(DEADLINE)
+        client = minws.WebSocketBaseClient('wss://127.0.0.1:%d/' % listener.getsockname()[1],
+                                           ssl_options={'context': tls[1]})
+        client.open_timeout = 5
+        client.handshake_ok = lambda: pytest.fail('it is open')
+        with in_thread(stalling):
+            began = time.monotonic()
+            try:
+                with pytest.raises((OSError, minws.HandshakeError)):
+                    client.connect()
+            finally:
+                over.set()
+            assert time.monotonic() - began < 4
+    assert client.state is minws.State.CLOSED
 
 
 # Client: ws4py's classes
@@ -7032,7 +7384,8 @@ def test_client_checks_the_response_by_its_two_methods():
 
 def test_client_of_ones_own_key_and_resource():
     def script(peer, head):
-        assert head.startswith(b'GET /own HTTP/1.1\r\n') and b'\r\nSec-WebSocket-Key: ' + KEY_.encode() + b'\r\n' in head
+        assert head.startswith(b'GET /own HTTP/1.1\r\n')
+        assert b'\r\nSec-WebSocket-Key: ' + KEY_.encode() + b'\r\n' in head
         peer.write(accepted(head), close_frame(1000))
         peer.read_until(CLOSE)
 
@@ -7303,7 +7656,8 @@ def test_import_is_light_and_has_no_side_effects():
         before, loaded = files(), set(sys.modules)
         import minws
         heavy = 'ssl logging email urllib http asyncio argparse typing dataclasses wsgiref hashlib zlib json re'.split()
-        print([name for name in heavy[:10] if name in sys.modules and name not in loaded], threading.active_count(), before == files())
+        print([name for name in heavy[:10] if name in sys.modules and name not in loaded],
+              threading.active_count(), before == files())
     ''', env={'PYTHONNOUSERSITE': '1'})
     assert output == '[] 1 True\n'
 
@@ -7368,7 +7722,6 @@ def test_a_trimmed_python_can_serve_and_connect():
         print([name for name in HIDDEN if name in sys.modules])
     '''))
     assert output == 'True\nTrue\n1011\n404\n[]\n'
-
 
 
 ########################################################################################################################
@@ -8257,6 +8610,17 @@ def test_a_proxy_that_refuses_is_a_handshake_error(status):
     assert caught.value.response.status_code == status and caught.value.response.headers['X-A'] == 'b'
 
 
+def test_a_proxy_that_refuses_without_an_end_is_a_handshake_error_about_the_proxy():
+    def script(peer, request):
+        peer.write(b'HTTP/1.1 407 No\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nsorry\r\n')
+        peer.read_to_end()
+
+    with raw_server(script) as uri:
+        with pytest.raises(minws.HandshakeError) as caught:
+            minws.connect('ws://pi.local/', proxy=uri.replace('ws://', 'http://'), open_timeout=0.5)
+    assert 'proxy' in str(caught.value) and caught.value.response.status_code == 407
+
+
 @pytest.mark.parametrize('environment, scheme, host, expected', [
     ({}, 'ws', 'a', None), ({'http_proxy': 'P'}, 'ws', 'a', 'P'), ({'http_proxy': 'P'}, 'wss', 'a', None),
     ({'https_proxy': 'P'}, 'wss', 'a', 'P'), ({'https_proxy': 'P'}, 'ws', 'a', None),
@@ -9132,7 +9496,7 @@ def random_message(rng):
     (), [minws.PerMessageDeflate()], [minws.PerMessageDeflate(context_takeover=False)],
     [minws.PerMessageDeflate(window_bits=9, mem_level=1, threshold=0)], [minws.DeflateFrame()],
     [minws.DeflateFrame(context_takeover=False, threshold=0)]],
-    ids=['plain', 'deflate', 'deflate without context', 'deflate tiny', 'deflate-frame', 'deflate-frame without context'])
+    ids=['plain', 'deflate', 'deflate afresh', 'deflate tiny', 'deflate-frame', 'deflate-frame afresh'])
 def test_random_messages_make_the_round_trip(extensions):
     rng = random.Random(7692)
     client, server = minws.pair(extensions=extensions)
@@ -9152,8 +9516,9 @@ def test_random_messages_make_the_round_trip(extensions):
 
 
 @pytest.mark.parametrize('kind', [minws.PerMessageDeflate, minws.DeflateFrame])
-@pytest.mark.parametrize('takeover, compressors', [(None, 1), (False, 1), (True, 20)], ids=['shared', 'afresh', 'each its own'])
-def test_a_broadcast_is_compressed_once_for_all_peers_without_context_takeover(monkeypatch, kind, takeover, compressors):
+@pytest.mark.parametrize('takeover, compressors', [(None, 1), (False, 1), (True, 20)],
+                         ids=['shared', 'afresh', 'each its own'])
+def test_a_broadcast_is_compressed_once_for_all_without_context_takeover(monkeypatch, kind, takeover, compressors):
     made = []
     make = zlib.compressobj
     with serving(minws.EchoWebSocket, extensions=[kind(context_takeover=takeover)]) as server:
@@ -9227,8 +9592,8 @@ def test_extensions_that_want_the_same_bits_never_serve_one_connection():
 @pytest.mark.slow
 def test_F04_every_frame_vector_in_a_thousand_random_splits():
     environment = dict(os.environ, SPLITS='1000')
-    result = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-m', 'not slow', '-k',
-                             'FR0 or FR1 or FG0 or U0 or CL0 or CL1 or XT', os.path.abspath(__file__)],
+    result = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-m', 'not slow',
+                             '-k', 'FR0 or FR1 or FG0 or U0 or CL0 or CL1 or XT', os.path.abspath(__file__)],
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
                             cwd=os.path.dirname(os.path.abspath(__file__)))
     assert result.returncode == 0, result.stdout.decode()[-3000:]
@@ -9303,8 +9668,9 @@ def test_readme_client():
     code, = [code for code in EXAMPLES if 'minws.connect(' in code]
     with minws.serve(minws.EchoWebSocket, '127.0.0.1', 0) as server:
         server.start()
-        printed = subprocess.check_output([sys.executable, '-c', code.replace('localhost:9000', '127.0.0.1:%d' % server.port)],
-                                          timeout=DEADLINE, cwd=os.path.dirname(os.path.abspath(minws.__file__)))
+        code = code.replace('localhost:9000', '127.0.0.1:%d' % server.port)
+        printed = subprocess.check_output([sys.executable, '-c', code], timeout=DEADLINE,
+                                          cwd=os.path.dirname(os.path.abspath(minws.__file__)))
     assert printed.split() == [b'hello']
 
 

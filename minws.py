@@ -739,10 +739,10 @@ class Stream:
     to send. ``extensions`` are those negotiated; ``max_size`` limits a message and ``max_fragment`` a frame, in bytes.
     ``sharing`` is what streams must have in common for a frame encoded by one to be right for the other, or None.
     """
-    __slots__ = ('always_mask', 'expect_masking', 'extensions', 'sharing', 'plain', 'raw',
-                 'paused', 'ended', 'closing', 'pings', 'pongs', 'errors', '_complete', '_parser', '_rsv', '_watched',
-                 '_kept', '_pos', '_first', '_key', '_remaining', '_whole', '_opcode', '_coded', '_payload', '_space',
-                 '_pieces', '_size', '_fragments', '_utf8', '__dict__')
+    __slots__ = ('always_mask', 'expect_masking', 'extensions', 'sharing', 'plain', 'raw', 'paused', 'ended', 'closing',
+                 'pings', 'pongs', 'errors', '_complete', '_parser', '_rsv', '_watched', '_kept', '_pos', '_first',
+                 '_key', '_remaining', '_whole', '_opcode', '_coded', '_payload', '_space', '_pieces', '_size',
+                 '_fragments', '_utf8', '__dict__')
     max_size, max_fragment = MAX_SIZE, UNLIMITED
 
     def __init__(self, always_mask=False, expect_masking=True):
@@ -1087,7 +1087,7 @@ class Fragments:
         return sum(map(len, self.pieces))
 
     def frames(self):
-        """Return the frames that they came in, without a last one."""
+        """Return the frames that they came in, none of them marked as the last."""
         opcodes = [OPCODE_TEXT if self.text else OPCODE_BINARY] + [OPCODE_CONTINUATION] * len(self.pieces)
         return [Frame(opcode, piece) for opcode, piece in zip(opcodes, self.pieces)]
 
@@ -1725,14 +1725,13 @@ def default_poller():
 
 
 def _milliseconds(timeout):
-    return None if timeout is None else min(max(0, timeout) * 1000, 1 << 30)     # poll() knows 31 bits
+    return None if timeout in (None, FOREVER) else min(max(0, timeout) * 1000, 1 << 30)     # poll() knows 31 bits
 
 
 def wait_ready(fd, events, timeout=None):
-    """Wait until *fd* is ready for *events*; return False if it is not after *timeout* seconds (None: for ever)."""
-    timeout = None if timeout == FOREVER else timeout
+    """Wait until *fd* is ready for *events*; False if it is not after *timeout* seconds (None or FOREVER: no limit)."""
     if not hasattr(select, 'poll'):
-        poller = SelectPoller(None if timeout is None else max(0, timeout))
+        poller = SelectPoller(None if timeout in (None, FOREVER) else max(0, timeout))
         poller.register(fd, events)
         return bool(poller.poll())
     poll = select.poll()
@@ -2723,7 +2722,7 @@ class WebSocket(Transport):
             return None
         if self._inbox is None and self._loop is not None:
             return self._loop.again(self)
-        return iter(self.stream.receive(b'', room))
+        return iter(self.stream.receive(None, room))
 
     def _call(self, callback, *args):
         """Call a user's *callback* outside the dispatch of messages."""
@@ -2817,7 +2816,7 @@ class WebSocket(Transport):
         self._deadline = due_in(DRAIN_TIMEOUT)
         self._set_due()
 
-    # The opening handshake has brought
+    # What the opening handshake has brought
 
     def _use(self, subprotocol, extensions):
         self.subprotocol = subprotocol
@@ -2849,11 +2848,12 @@ class WebSocket(Transport):
         self._due = self._next_due()
 
     def _next_due(self):
+        due = min(self._write_due, self._deadline)
+        if self.server_terminated:
+            return due
         latest = self._latest
         window = latest.due if latest is not None and latest.waiting and latest.flight else FOREVER
-        if self.server_terminated:
-            self._ping_due = self._beat_due = FOREVER
-        return min(self._write_due, self._deadline, self._ping_due, self._beat_due, window)
+        return min(due, self._ping_due, self._beat_due, window)
 
     def _tick(self, now):
         """Run the clocks that are due at *now* (monotonic)."""
@@ -2861,6 +2861,13 @@ class WebSocket(Transport):
             return self._abort()
         if now >= self._write_due:
             return self._drop()
+        if not self.server_terminated:
+            self._tick_open(now)
+        with self._lock:
+            self._due = self._next_due()
+
+    def _tick_open(self, now):
+        """Run the clocks that stop with our close frame."""
         if now >= self._beat_due:
             self._beat_due = now + self.heartbeat_freq
             self._try(self.pong)
@@ -2871,8 +2878,6 @@ class WebSocket(Transport):
                 self._latest.flight.clear()     # a peer that answers no pings: one batch a second
                 self._release_latest()
                 self._latest.due = max(self._latest.due, now + PATIENCE)
-        with self._lock:
-            self._due = self._next_due()
 
     def _keep_alive(self, now):
         """Send a keepalive ping, or judge the last one: any byte since then, read or not, is a sign of life."""
@@ -3888,9 +3893,11 @@ class Handshake(Transport):
             self.flush()
 
     def _receive(self):
-        if not self._real and time.monotonic() >= self._deadline:      # it is not polled
-            raise TimeoutError('opening handshake timed out')
-        self._set_timeout(self._deadline - time.monotonic())
+        if not self._real:      # it is not polled
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError('opening handshake timed out')
+            self._set_timeout(left)
         data = self._read()
         while data is None and self._real:
             yield READ
@@ -4085,9 +4092,9 @@ def connection_settings(logger=None, max_size=MAX_SIZE, max_queue=MAX_QUEUE, **s
         expect(value is None or value > 0, '%s is a number of seconds, or None' % name, value, ValueError)
     check_limits('max_queue', max_queue)
     size, fragment = [UNLIMITED if size is None else size for size in check_limits('max_size', max_size, None, 1)]
-    settings = dict(seconds, max_queue=max_queue, _logger=logger)
-    return ({name: value for name, value in settings.items() if value != getattr(WebSocket, name, value)},
-            dict(max_size=size, max_fragment=fragment))
+    settings = dict(seconds, max_queue=max_queue, _logger=logger), dict(max_size=size, max_fragment=fragment)
+    return [{name: value for name, value in attributes.items() if value != getattr(kind, name, value)}
+            for kind, attributes in zip((WebSocket, Stream), settings)]
 
 
 def check_limits(name, value, second=None, least=0):
@@ -4561,29 +4568,29 @@ class ClientHandshake(Handshake):
     response = None
     close = Transport._close_socket
 
+    def __init__(self, sock, due, request, context=None, server_hostname=None, tunnel=None):
+        self._request, self._context, self._server_hostname, self._tunnel = request, context, server_hostname, tunnel
+        Handshake.__init__(self, sock, due)
+
     def drive(self):
         """Block until it is over. HandshakeError, OSError, TimeoutError."""
         Handshake.drive(self)
         if self.response is None:
             raise HandshakeError('the opening handshake was given up')
 
-    def __init__(self, sock, due, request, context=None, server_hostname=None, tunnel=None):
-        self._request, self._context, self._server_hostname, self._tunnel = request, context, server_hostname, tunnel
-        Handshake.__init__(self, sock, due)
-
     def _run(self):
         if self._tunnel is not None:
-            response = yield from self._exchange(self._tunnel, range(200, 300))
+            yield from self._exchange(self._tunnel, range(200, 300))
+            response, self.response = self.response, None
             if not 200 <= response.status_code < 300 or self._data:
                 raise HandshakeError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
                                      response=response)
-            self.response = None
         if self._context is not None:
             yield from self._shake_tls(self._context, server_hostname=self._server_hostname)
         yield from self._exchange(self._request, (101,))
 
     def _exchange(self, request, good):
-        """Write a *request*; return the Response, past interim ones, with its body unless it is *good*."""
+        """Write a *request* and read the ``response``, past interim ones, with its body unless it is *good*."""
         yield from self._write(request)
         for _ in range(8):      # answers with 1xx, of which a few are tolerated
             try:
@@ -4605,7 +4612,6 @@ class ClientHandshake(Handshake):
             except (OSError, EOFError):     # what has come must do
                 pass
             response.body = bytes(self._data[:wanted])
-        return response
 
     def _tick(self, now):
         try:
@@ -4722,13 +4728,16 @@ class WebSocketBaseClient(WebSocket):
         except BaseException:
             self.sock = None
             raise
+        finally:
+            self._handshake = None
         self._be_client(protocols[0] if protocols else None, extensions)
         self._open(handshake)
         self.handshake_ok()
 
     def _abort(self):
-        if self._connecting and self._handshake is not None:
-            self._handshake._abort()        # close(), in another thread, gives it up
+        handshake = self._handshake
+        if handshake is not None:
+            handshake._abort()      # close(), in another thread, gives it up
         WebSocket._abort(self)
 
     def _context(self):

@@ -18,11 +18,14 @@ Sections, each of which uses only what stands above it:
      4. Extensions
      5. Stream
      6. HTTP heads and handshake
-     7. Pollers
-     8. WebSocket
-     9. Manager
-    10. Server
-    11. Client
+     7. Loop
+     8. Transport
+     9. Connection
+    10. Drivers
+    11. WebSocket
+    12. Manager
+    13. Server
+    14. Client
 """
 
 import binascii
@@ -36,9 +39,21 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
+from enum import IntEnum
 from io import BytesIO
 
 __version__ = '1.0.0'
+__all__ = [
+    'BinaryMessage', 'CLOSE_TIMEOUT', 'CloseControlMessage', 'ConcurrencyError', 'ConnectionClosed',
+    'ConnectionClosedError', 'ConnectionClosedOK', 'DeflateFrame', 'EPollPoller', 'EchoWebSocket', 'Extension', 'Frame',
+    'FrameTooLargeException', 'HandshakeError', 'Headers', 'Heartbeat', 'InvalidBytesError', 'KQueuePoller', 'Message',
+    'OPCODE_BINARY', 'OPCODE_CLOSE', 'OPCODE_CONTINUATION', 'OPCODE_PING', 'OPCODE_PONG', 'OPCODE_TEXT',
+    'PerMessageDeflate', 'PingControlMessage', 'PollPoller', 'PongControlMessage', 'ProtocolException', 'Request',
+    'Response', 'ScriptedSocket', 'SelectPoller', 'Server', 'State', 'Stream', 'StreamClosed',
+    'TextFrameEncodingException', 'TextMessage', 'UnsupportedFrameTypeException', 'Utf8Validator', 'WebSocket',
+    'WebSocketBaseClient', 'WebSocketClient', 'WebSocketException', 'WebSocketManager', 'WS_KEY', 'WS_VERSION',
+    'accept', 'apply_mask', 'basic_auth', 'configure_logger', 'connect', 'format_addresses', 'pair', 'reconnect', 'serve',
+    'unix_connect', 'unix_serve']
 
 
 ########################################################################################################################
@@ -74,15 +89,21 @@ WRITE_SOFT = 1 << 16    # unsent bytes at which a blocking sender waits and a ma
 WRITE_HARD = 1 << 20    # unsent bytes at which a peer that does not read is dropped
 WRITE_TIMEOUT = 10      # seconds in which the kernel takes no byte for a peer, then it is dropped
 TURN = 0.25             # seconds between two looks at connections that nobody reads, and at the clocks
+MAX_KEYS = 1024         # keyed messages that wait for a slow peer, or are kept for late joiners; the oldest give way
 WINDOW = 4              # keyed messages in flight: 40 a second at 100 ms round trip, and never stale
 PATIENCE = 1            # seconds after which a peer that answers no pings gets the next of them
 BATCH = 1024            # messages handed over in one go; then others have their turn
 
+# what is said of a connection unless its class or the arguments of serve() and connect() say otherwise
+SETTINGS = {'open_timeout': OPEN_TIMEOUT, 'ping_interval': PING_INTERVAL, 'ping_timeout': PING_TIMEOUT,
+            'close_timeout': CLOSE_TIMEOUT, 'heartbeat_freq': None, 'max_size': MAX_SIZE, 'max_queue': MAX_QUEUE,
+            'logger': None}
+
 _BYTES = (bytes, bytearray, memoryview)
 
 
-class State:
-    """The states of a connection, plain ints: ``ws.state is State.OPEN`` holds."""
+class State(IntEnum):
+    """The states of a connection: ``ws.state is State.OPEN`` holds, and ``ws.state.name`` is 'OPEN'."""
     CONNECTING, OPEN, CLOSING, CLOSED = range(4)
 
 
@@ -165,8 +186,11 @@ def valid_close_code(code):
 class _StandardError:
     """Logs where the standard library has no logging module: warnings and errors go to stderr."""
 
-    def warning(self, message, *args, **_):
+    def warning(self, message, *args, exc_info=None):
         sys.stderr.write('minws: %s\n' % (message % args))
+        error = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1] if exc_info else None
+        if error is not None:
+            sys.excepthook(type(error), error, error.__traceback__)
 
     def debug(self, *_, **__):
         pass
@@ -516,6 +540,67 @@ class Utf8Validator:
         return True, self.state == self.UTF8_ACCEPT, len(ba), self.i
 
 
+def _sendable(message, binary):
+    """Return (opcode, bytes-like) of a *message*, or (None, iterable) of one that comes in fragments."""
+    if isinstance(message, str):
+        return OPCODE_BINARY if binary else OPCODE_TEXT, message.encode()
+    if isinstance(message, _BYTES):
+        data = bytes(message)
+        if binary is None or binary:
+            return OPCODE_BINARY, data
+        data.decode()
+        return OPCODE_TEXT, data
+    if isinstance(message, Message) and message.opcode in (OPCODE_TEXT, OPCODE_BINARY):
+        return message.opcode, message.data
+    if hasattr(message, 'keys') or not hasattr(message, '__iter__') or isinstance(message, Message):
+        raise TypeError('a message is str, bytes or an iterable of one of them, not %s' % type(message).__name__)
+    return None, message
+
+
+def check_keyed(opcode):
+    """Raise TypeError if a message with a key comes in fragments: *opcode* None."""
+    if opcode is None:
+        raise TypeError('a message with a key is str or bytes, not an iterable')
+
+
+def fragments(chunks, binary=None, eager=False):
+    """Yield the frames (opcode, payload, fin) of a message in *chunks*, an iterable of str or of bytes-like.
+
+    If *binary* is False bytes are text, and a character may be cut between two of them. The last item of a list or
+    tuple is the final fragment. Of an iterator, if *eager*, each item leaves as it comes, and an empty final fragment
+    follows; else one is held back, so that the last is the final one. No chunks, no frames. TypeError for anything
+    else, and for both kinds in one message; ValueError for what is not UTF-8; and what *chunks* raises.
+    """
+    utf8 = Utf8Validator() if binary is False else None
+    count = len(chunks) if isinstance(chunks, (list, tuple)) else None
+    kind = held = None
+    try:
+        for number, chunk in enumerate(chunks, 1):
+            opcode, data = _sendable(chunk, None if utf8 and not isinstance(chunk, str) else binary)
+            if utf8 and opcode == OPCODE_BINARY:
+                opcode = OPCODE_TEXT
+            if opcode is None or kind not in (None, opcode):
+                raise TypeError('the fragments of a message are all str or all bytes')
+            if utf8 and not (utf8.validate(data)[0] and (number != count or not utf8.state)):
+                raise ValueError('text is not UTF-8, or ends inside a character')
+            frame, before, kind = (opcode if kind is None else OPCODE_CONTINUATION, data), held, opcode
+            held = None if eager or count else frame
+            if before is not None:
+                yield before + (False,)
+            if held is None:
+                yield frame + (number == count,)
+        if utf8 and utf8.state:
+            raise ValueError('text ends inside a character')
+    except Exception:
+        if held is not None:        # it has begun, whether it is out or not
+            yield held + (False,)
+        raise
+    if held is not None:
+        yield held + (True,)
+    elif kind is not None and not count:
+        yield OPCODE_CONTINUATION, b'', True
+
+
 ########################################################################################################################
 # 4. Extensions
 #
@@ -583,6 +668,7 @@ class PerMessageDeflate(Extension):
     _keep_local = _keep_remote = True       # the window outlives the message
     _local_bits = _remote_bits = 15
     _sending = _receiving = False           # the message in progress is compressed
+    _restarts = 0                           # of the decompressor, in the message in progress
     _compressor = _decompressor = None
 
     def __init__(self, *, window_bits=12, mem_level=5, level=1, context_takeover=None, threshold=64):
@@ -644,7 +730,7 @@ class PerMessageDeflate(Extension):
     def decode(self, frame, max_size):
         last = frame.fin or self._by_frame
         if self._by_frame or frame.opcode != OPCODE_CONTINUATION:
-            self._receiving = frame.rsv1
+            self._receiving, self._restarts = frame.rsv1, 0
         elif frame.rsv1:
             raise ProtocolException('RSV1 in a continuation')
         frame.rsv1 = 0
@@ -666,7 +752,7 @@ class PerMessageDeflate(Extension):
     def _inflate(self, data, max_size):
         """Decompress *data*, at most *max_size* bytes. What ends a deflate stream (BFINAL) only begins another one."""
         import zlib
-        output, restarts = bytearray(), 0
+        output = bytearray()
         step = max(65536, 4 * len(data))        # of output: a bomb never has more than this beyond the limit
         while data:
             decompressor = self._decompressor or zlib.decompressobj(-max(9, self._remote_bits), self._history[-32768:])
@@ -683,8 +769,8 @@ class PerMessageDeflate(Extension):
                     del self._history[:-32768]
             self._decompressor, data = decompressor, decompressor.unconsumed_tail
             if decompressor.eof:
-                self._decompressor, data, restarts = None, decompressor.unused_data, restarts + 1
-                if restarts > MAX_RESTARTS:
+                self._decompressor, data, self._restarts = None, decompressor.unused_data, self._restarts + 1
+                if self._restarts > MAX_RESTARTS:
                     raise ProtocolException('too many ended deflate streams in a message')
         return bytes(output)
 
@@ -742,8 +828,7 @@ class Stream:
     __slots__ = ('always_mask', 'expect_masking', 'extensions', 'sharing', 'plain', 'raw', 'paused', 'ended', 'closing',
                  'pings', 'pongs', 'errors', '_complete', '_parser', '_rsv', '_watched', '_kept', '_pos', '_first',
                  '_key', '_remaining', '_whole', '_opcode', '_coded', '_payload', '_space', '_pieces', '_size',
-                 '_fragments', '_utf8', '__dict__')
-    max_size, max_fragment = MAX_SIZE, UNLIMITED
+                 '_fragments', '_utf8', '_budget', 'max_size', 'max_fragment', '__dict__')
 
     def __init__(self, always_mask=False, expect_masking=True):
         self.always_mask = always_mask
@@ -755,7 +840,7 @@ class Stream:
         self.paused = False         # receive() has more to say without more data
         self.ended = False          # by a close frame or an error: what follows is not looked at
         self.closing = None
-        self.pings, self.pongs, self.errors, self._complete, self._parser = [], [], [], [], None
+        self._parser = None
         self._rsv = 0               # the bits that extensions own
         self._watched = False       # an extension without bits sees every frame
         self._kept, self._pos = b'', 0      # input that is not parsed yet, from _pos on
@@ -765,7 +850,19 @@ class Stream:
         self._whole = None          # a bytearray of it, if it must be there as a whole: control, coded and raw frames
         self._coded = False         # extensions decode the message in progress
         self._space = 0             # the size of a BytesIO that is its _payload
+        self._budget = 0            # bytes of messages that receive() may still return
         self._begin_message()
+
+    def __getattr__(self, name):
+        """Fill a slot when somebody asks for it: most connections need no lists of the facade (224 bytes)."""
+        if name in ('pings', 'pongs', 'errors', '_complete'):
+            value = []
+        elif name in ('max_size', 'max_fragment'):      # a subclass may have attributes of these names
+            value = MAX_SIZE if name == 'max_size' else UNLIMITED
+        else:
+            raise AttributeError('a stream has no %s' % name)
+        setattr(self, name, value)
+        return value
 
     def _begin_message(self):
         self._opcode = 0            # of the message in progress
@@ -827,10 +924,10 @@ class Stream:
 
     # In
 
-    def receive(self, data=None, limit=BATCH):
+    def receive(self, data=None, limit=BATCH, size=UNLIMITED):
         """Parse *data* (bytes, or None), after what was left over, and return the events in it, at most *limit*.
 
-        Events are messages (TextMessage and BinaryMessage, or if ``plain`` str, bytes and Fragments), control messages,
+        It also pauses after the message that makes *size* bytes full: a little input may inflate to very much. Events are messages (TextMessage and BinaryMessage, or if ``plain`` str, bytes and Fragments), control messages,
         and at most one WebSocketException, the last of all. More may be waiting: see ``paused``.
         """
         events, pos, paused = [], 0, False
@@ -844,6 +941,7 @@ class Stream:
         lengths, head = (_MASKED_LENGTHS, 6) if masked else (_PLAIN_LENGTHS, 2)
         special = self.raw or self._watched or self.max_size < 125 or self.max_fragment < 125
         idle = self._first is None and not self._opcode and not special
+        self._budget = size
         try:
             while pos < end and len(events) < limit:
                 first = data[pos]
@@ -878,12 +976,12 @@ class Stream:
                 pos = stop
                 if self.ended:
                     end = pos
+                if self._budget <= 0:
+                    limit = 0
                 idle = self._first is None and not self._opcode and not special
-        except Exception as error:
+        except (WebSocketException, UnicodeDecodeError) as error:
             if isinstance(error, UnicodeDecodeError):
                 error = TextFrameEncodingException('text is not UTF-8')
-            elif not isinstance(error, WebSocketException):
-                error = WebSocketException('exception in an extension: %s' % quote(error), 1011)
             self.ended = True
             end = pos
             events.append(error)
@@ -979,9 +1077,9 @@ class Stream:
         opcode = first & 0x0F
         if whole is not None and (self.raw or opcode < OPCODE_CLOSE):
             frame = Frame(opcode, bytes(whole), None, first >> 7, first >> 6 & 1, first >> 5 & 1, first >> 4 & 1)
-            for extension in reversed(self.extensions if opcode < OPCODE_CLOSE else ()):
-                frame = extension.decode(frame, self.max_size - self._size)
+            frame = self._decode(frame) if opcode < OPCODE_CLOSE else frame
             if self.raw:
+                self._budget -= len(frame.body)
                 events.append(frame)
                 return
             self._append(frame.body, first & 0x80)
@@ -997,11 +1095,27 @@ class Stream:
             self._pieces.append(self._collected())
             self._payload = None
 
+    def _decode(self, frame):
+        """Return the Frame that the peer meant; WebSocketException 1011, with its cause, if an extension fails."""
+        try:
+            for extension in reversed(self.extensions):
+                frame = extension.decode(frame, self.max_size - self._size)
+        except WebSocketException:
+            raise
+        except Exception as error:
+            raise WebSocketException('internal error', 1011) from error
+        return frame
+
     def _collected(self):
         payload = self._payload
         if isinstance(payload, BytesIO):
             return payload.getvalue()[:payload.tell()]
         return payload if payload.__class__ is bytes else bytes(payload or b'')
+
+    @property
+    def has_fragments(self):
+        """True if complete fragments of the message in progress are there, for take_fragments()."""
+        return bool(self._pieces)
 
     def take_fragments(self):
         """Return the complete fragments of the message in progress, as Fragments, or None; they are not kept."""
@@ -1013,6 +1127,7 @@ class Stream:
     def _finish(self):
         """Return the message that is complete, and be ready for the next."""
         payload, pieces, text, utf8 = self._collected(), self._pieces, self._opcode == OPCODE_TEXT, self._utf8
+        self._budget -= self._size
         self._begin_message()
         if utf8 is not None and utf8.state != Utf8Validator.UTF8_ACCEPT:
             raise TextFrameEncodingException('text ends inside a character')
@@ -1174,6 +1289,27 @@ class Headers:
         fields = [line.partition(':') for line in str(self._lines, 'latin-1').split('\r\n')[1:-1]]
         return [(name, value.strip(' \t')) for name, _, value in fields]
 
+    def forget_index(self):
+        """Forget the index: without it headers that are kept take a tenth of the memory."""
+        self._values = None
+
+    @classmethod
+    def of_lines(cls, lines):
+        """Return the Headers of *lines* (bytes), as they stand on the wire between two CRLF, not checked."""
+        headers = cls()
+        headers._lines = lines
+        return headers
+
+    @property
+    def lines(self):
+        """The fields as they go over the wire (bytes), with CRLF before and behind each."""
+        return self._lines
+
+    @property
+    def names(self):
+        """The names in lower case, each once."""
+        return list(self._index())
+
     def _index(self):
         values = self._values
         if values is None:
@@ -1287,7 +1423,7 @@ def text_response(status, text, headers=()):
 
 def build_head(start_line, headers):
     """Return a head as bytes, of Headers."""
-    return start_line.encode('latin-1') + headers._lines + b'\r\n'
+    return start_line.encode('latin-1') + headers.lines + b'\r\n'
 
 
 def find_head_end(data, searched=0):
@@ -1313,9 +1449,8 @@ def parse_head(head):
         raise HandshakeError('control character, or a line that does not end in CRLF')
     if len(fields) > MAX_HEADERS or len(head) > MAX_LINE and max(map(len, fields), default=0) > MAX_LINE:
         raise HandshakeError('more than %d headers, or one of more than %d bytes' % (MAX_HEADERS, MAX_LINE), 431)
-    headers = Headers()
-    headers._lines = head[len(line):-2]
-    names = headers._index()
+    headers = Headers.of_lines(head[len(line):-2])
+    names = headers.names
     if not all([':' in field for field in fields]) or '' in names or names and not is_token(''.join(names)):
         raise HandshakeError('malformed header')        # a continued line is one too
     return line, headers
@@ -1332,7 +1467,7 @@ def parse_request(head):
         raise HandshakeError('only HTTP/1.1 is spoken here', 505)
     if target[:1] != '/' or '#' in target or not '!' <= min(target) <= max(target) <= '~':
         raise HandshakeError('malformed request target')
-    if len(headers) > len(headers._index()):
+    if len(headers) > len(headers.names):
         for name in ('Host', 'Origin', 'Content-Length', 'Sec-WebSocket-Key', 'Sec-WebSocket-Version'):
             if len(headers.get_all(name)) > 1:
                 raise HandshakeError('more than one %s header' % name)
@@ -1582,9 +1717,10 @@ def basic_credentials(user, password):
 
 
 ########################################################################################################################
-# 7. Pollers
+# 7. Loop
 #
-# Who waits for many sockets: four pollers of one interface; and wait_ready, for one socket.
+# Who waits for many sockets: four pollers of one interface, and the loop that gives each ready socket its turn and runs
+# the clocks. wait_ready waits for one socket.
 
 READ, WRITE = 1, 2
 FOREVER = float('inf')
@@ -1739,12 +1875,171 @@ def wait_ready(fd, events, timeout=None):
     return bool(poll.poll(_milliseconds(timeout)))
 
 
+class Loop:
+    """Go round: wait for ready sockets, give each entry its turn, run the clocks. One thread runs it.
+
+    An entry has ``fd``, its descriptor; ``events`` (READ, WRITE, both or 0), what it waits for; ``due`` (monotonic), when
+    its ``tick(now)`` is to be called; and what serve() of a subclass calls. No lock is held while an entry has its turn.
+    """
+    pending = None          # a manager's broadcast that leaves at the end of this round
+
+    def __init__(self, poller=None):
+        self.poller = default_poller() if poller is None else poller
+        self.entries = {}                   # by descriptor; one operation on it is atomic
+        self.thread_id = None               # of the thread that goes round
+        self._ours = hasattr(type(self.poller), 'modify')       # a poller of somebody else's only waits for reading
+        self._guard = threading.Condition(threading.Lock())     # of changes to the entries, the poller and _next
+        self._again = deque()               # entries whose input no poller sees: parsed in part, or inside TLS
+        self._next = FOREVER                # when the earliest clock is due
+        self._serving = None                # the entry whose turn it is
+        self._awaiting = 0                  # threads that wait for the end of that turn
+        self._released = False
+        self._wakers = socket.socketpair() if self._ours else ()
+        for end in self._wakers:
+            end.setblocking(False)
+        if self._ours:
+            self.poller.register(self._wakers[0].fileno())
+
+    def again(self, entry):
+        """Give *entry* a turn, though no poller says so; any thread may call it."""
+        self._again.append(entry)
+        if threading.get_ident() != self.thread_id:
+            self.wake()
+
+    def wake(self):
+        """Make the loop go round now; any thread and any signal handler may call it."""
+        if self._ours:
+            try:
+                self._wakers[1].send(b'.')
+            except OSError:     # full: it is awake; closed: it needs no waking
+                pass
+
+    def enter(self, entry):
+        """Serve *entry* from now on; RuntimeError if the loop has ended."""
+        fd = entry.fd
+        with self._guard:
+            if self._released:
+                raise RuntimeError('this loop has ended')
+            before, known = self.entries.get(fd), 0
+            if before is not None and before.sock is entry.sock:
+                known = before.events       # it takes the place of its opening handshake: two epoll_ctl less, 10 us
+            elif before is not None and self._ours:
+                self.poller.unregister(fd)  # that socket was closed behind our back
+            self._change(fd, known, entry.events)
+            self.entries[fd] = entry
+        self.schedule(entry)
+
+    def leave(self, entry, wait=False):
+        """Serve *entry* no more; it must be called before the descriptor is closed. *wait* for the end of its turn."""
+        with self._guard:
+            if self.entries.get(entry.fd) is entry:
+                del self.entries[entry.fd]
+                if not self._released:
+                    self._change(entry.fd, entry.events, 0)
+            if wait and threading.get_ident() != self.thread_id:
+                self._awaiting += 1     # first this, then the look: turn_over() does it the other way round
+                while self._serving is entry:
+                    self._guard.wait()
+                self._awaiting -= 1
+
+    def turn_over(self):
+        """The turn of an entry has ended: tell those who wait for it."""
+        self._serving = None
+        if self._awaiting:
+            with self._guard:
+                self._guard.notify_all()
+
+    def watch(self, entry, events):
+        """Wait for other *events*, or 0, on behalf of *entry*; any thread may call it."""
+        with self._guard:
+            if self._ours and not self._released and self.entries.get(entry.fd) is entry:
+                self._change(entry.fd, entry.events, events)
+            entry.events = events
+        if not getattr(self.poller, 'live', False) and threading.get_ident() != self.thread_id:
+            self.wake()
+
+    def _change(self, fd, before, events):
+        if before and not events:
+            self.poller.unregister(fd)
+        elif events and not before:
+            self.poller.register(fd, *[events] * self._ours)
+        elif events != before and self._ours:
+            self.poller.modify(fd, events)
+
+    def schedule(self, entry):
+        """Take note of ``entry.due``; any thread may call it."""
+        if entry.due < self._next:
+            with self._guard:
+                self._next = min(self._next, entry.due)
+            if threading.get_ident() != self.thread_id:
+                self.wake()
+
+    def go_round(self):
+        """Wait, and give everything that is ready its turn."""
+        timeout = self._next - time.monotonic()
+        if timeout <= 0:
+            self.run_clocks(time.monotonic())
+        entries, again = self.entries, self._again
+        for fd in self._poll(0 if again or timeout < 0 else min(timeout, 3600)):
+            entry = entries.get(fd)
+            if entry is not None:
+                self.serve(entry)
+            elif self._ours and fd == self._wakers[0].fileno():
+                self._wakers[0].recv(4096)
+        if again:
+            for _ in range(len(again)):
+                entry = again.popleft()
+                if entries.get(entry.fd) is entry:
+                    self.serve(entry)
+        if not self._ours:          # nobody tells when there is room to write
+            for entry in list(entries.values()):
+                entry.flush_waiting()
+
+    def _poll(self, timeout):
+        try:
+            return self.poller.poll(timeout) if self._ours else self.poller.poll()
+        except (OSError, ValueError):   # select: a socket was closed behind our back
+            lost = [fd for fd, entry in list(self.entries.items()) if entry.sock is None or entry.sock.fileno() != fd]
+            if not lost:
+                raise
+            return lost
+
+    def serve(self, entry):
+        """Give *entry* its turn, between ``_serving = entry`` and turn_over()."""
+        raise NotImplementedError
+
+    def run_clocks(self, now):
+        """Look at all clocks; not more often than every 0.25 s, unless one is due, for 10,000 of them take 1 ms."""
+        self._next = earliest = FOREVER
+        for entry in list(self.entries.values()):
+            if entry.due <= now:
+                self._serving = entry
+                try:
+                    entry.tick(now)
+                except Exception:       # one bad entry must not end the loop
+                    default_logger().error('exception in a clock', exc_info=True)
+                    entry.abort()
+                self.turn_over()
+            earliest = min(earliest, entry.due)
+        with self._guard:
+            self._next = min(self._next, max(earliest, now + TURN))
+
+    def release(self):
+        """Close what the loop itself has open, once."""
+        with self._guard:
+            if self._released:
+                return
+            self._released = True
+        self.poller.release()
+        for end in self._wakers:
+            end.close()
+
+
 ########################################################################################################################
-# 8. WebSocket
+# 8. Transport
 #
-# A stream on a socket. Transport has the one place that reads a socket and the one that writes; WebSocket adds the
-# protocol's answers and the three styles, which differ in who calls: a loop or run() (callbacks), recv() and send()
-# (blocking), recv_frame() (frames). The keeper looks after blocking connections while nobody reads them.
+# A socket-like object and what waits to leave through it. Transport.read() is the one place that reads a socket,
+# Transport.flush() the one that writes; Output says what comes next.
 
 _SOCKET = socket.socket         # the real one: tests patch socket.socket
 
@@ -1765,48 +2060,181 @@ def format_addresses(ws):
     return '[Local => %s | Remote => %s]' % tuple(ends)
 
 
+class Latest:
+    """The keyed messages of a connection: those that wait, and the pings behind those in flight.
+
+    The kernel's buffers alone would hold minutes of stale readings. So each is followed by a ping, which every browser
+    answers by itself, and only WINDOW of them are on their way.
+    """
+    __slots__ = ('waiting', 'size', 'flight', 'count', 'due')
+
+    def __init__(self):
+        self.waiting = OrderedDict()        # key → (opcode, payload, frame or None)
+        self.size = 0                       # bytes of the payloads that wait
+        self.flight = OrderedDict()         # the payloads of unanswered pings
+        self.count = 0                      # of pings
+        self.due = FOREVER                  # when the window opens although nothing was answered (monotonic)
+
+    def put(self, key, opcode, data, frame):
+        """Let a message wait; return how many others had to give way: the older one of its *key*, or any past a limit.
+
+        MAX_KEYS of them wait, and WRITE_HARD bytes; then the oldest go.
+        """
+        lost, waiting = 0, self.waiting
+        before = waiting.get(key)
+        if before is not None:
+            lost, self.size = 1, self.size - len(before[1])
+        waiting[key] = opcode, data, frame
+        self.size += len(data)
+        while len(waiting) > MAX_KEYS or self.size > WRITE_HARD and len(waiting) > 1:
+            self.size -= len(waiting.popitem(last=False)[1][1])
+            lost += 1
+        return lost
+
+    def remove(self, key):
+        """Forget the message of a *key*, if there is one."""
+        before = self.waiting.pop(key, None)
+        if before is not None:
+            self.size -= len(before[1])
+
+    def pop(self):
+        """Return (opcode, payload, frame or None) of the message that has waited longest."""
+        message = self.waiting.popitem(last=False)[1]
+        self.size -= len(message[1])
+        return message
+
+    def next_ping(self):
+        """Return the payload of the ping that follows the next messages; it is in flight until acknowledged."""
+        self.count += 1
+        ping = b'minws' + self.count.to_bytes(6, 'big')
+        self.flight[ping] = True
+        return ping
+
+    def acknowledge(self, ping):
+        """Take back the *ping* and all before it; False if it is none of these."""
+        if ping not in self.flight:
+            return False
+        while self.flight.popitem(last=False)[0] != ping:
+            pass
+        return True
+
+
+class Turn:
+    """A fragmented message in progress: the ``owner`` (thread id) sends it, and nothing else is encoded meanwhile.
+
+    ``behind`` holds what others sent without waiting, unencoded: (frames, message) with frames [(opcode, payload, fin)].
+    """
+    __slots__ = ('owner', 'over', 'behind', 'size')
+
+    def __init__(self):
+        self.owner = threading.get_ident()
+        self.over = threading.Event()
+        self.behind = []
+        self.size = 0
+
+    def put(self, frames, message=None):
+        """Keep *frames* until the turn is over; *message* is what sent() is to report."""
+        self.behind.append((frames, message))
+        self.size += sum(len(data) for _, data, _ in frames)
+
+
+class Output:
+    """All that waits to leave, in the order in which it does. The transport's lock is held for every change.
+
+    First what the kernel has taken in part (``chunk``), then ``frames``. When these are empty, and if ``more`` says that
+    there is more, Connection.emptied() goes on with the newest pong, the keyed messages as far as their window allows,
+    and the half-close. What was sent during another thread's fragmented message waits behind its ``turn``.
+    """
+    __slots__ = ('chunk', 'frames', 'queued', 'largest', 'written', 'due', 'cork', 'broken', 'more', 'pong', 'latest',
+                 'turn', 'marks')
+
+    def __init__(self):
+        self.chunk = None           # a memoryview of what the kernel took in part: TLS must be offered the same again
+        self.frames = []            # bytes-like, that nobody has tried to write yet
+        self.queued = 0             # bytes of chunk, and of frames behind it; 0 while the kernel takes all
+        self.largest = 0            # of the frames that wait behind chunk
+        self.written = 0            # bytes that the kernel has taken, ever
+        self.due = FOREVER          # when it must have taken some more, monotonic
+        self.cork = None            # the thread that dispatches: what it sends leaves together, at the end
+        self.broken = False         # a write failed: nobody hears us, though what has arrived may still be read
+        self.more = False           # emptied() has something to do
+        self.pong = None            # the payload of the newest pong, while output is stuck
+        self.latest = None          # a Latest, once something was sent with a key
+        self.turn = None            # the Turn of a fragmented message
+        self.marks = None           # if sent() is overridden: a deque of (written when it has left, message)
+
+    @property
+    def amount(self):
+        """Bytes that were sent but not yet taken by the kernel."""
+        return self.queued or sum(map(len, self.frames))
+
+    def is_full(self):
+        """Tell whether more waits for a slow peer than may: behind what is being written, and beside the largest frame.
+
+        That one does not count: a message may be larger than the limit, and its reader healthy.
+        """
+        behind = self.turn.size if self.turn is not None else 0
+        if self.chunk is not None:
+            behind += self.queued - len(self.chunk) - self.largest
+        return behind > WRITE_HARD
+
+    def join(self):
+        """Take what to write next: small frames in one piece, a large payload without a copy."""
+        frames = self.frames
+        count = len(frames) if len(frames[-1]) < READ_SIZE else max(1, len(frames) - 1)
+        chunk = frames[0] if count == 1 else b''.join(frames[:count])
+        del frames[:count]
+        return chunk
+
+    def stick(self, chunk, moved):
+        """The kernel takes no more than before *chunk*; *moved* tells whether it took some of what waited."""
+        self.chunk = chunk
+        self.queued = len(chunk) + sum(map(len, self.frames))
+        self.largest = max(map(len, self.frames), default=0)
+        if moved or self.due == FOREVER:
+            self.due = due_in(WRITE_TIMEOUT)
+
+    def unstick(self):
+        """All that waited has left."""
+        self.chunk, self.queued, self.largest, self.due = None, 0, 0, FOREVER
+
+    def give_up(self):
+        """Nothing more can leave: forget what waits."""
+        self.broken, self.more, self.pong, self.latest = True, False, None, None
+        del self.frames[:]
+        self.unstick()
+
+
 class Transport:
-    """A socket-like object, and the bytes that wait to leave through it.
+    """A socket-like object, its Output, and what a Loop must know of an entry.
 
     A real socket is made non-blocking; whatever else there is, a mock say, is used through recv and sendall alone. Two
     threads are never inside one TLS socket, which corrupts it: one lock is around each call, nobody waits inside it.
     """
     # slots: what every turn looks at (a default of the class costs 14 ns a look, a slot 3)
-    __slots__ = ('sock', '_lock', '_loop', '_fd', '_events', '_real', '_tls', '_at_end', '_out', '_chunk', '_queued',
-                 '_written', '_write_due', '_corked', '_inbox', '_swift', '_alive', '_more', '_mute', '_dead', '_ended')
-    _due = FOREVER          # when _tick() wants to be called, monotonic
-    _waits = False          # the sender will wait by itself: nobody else need watch
-    _half_closing = False   # when all is written, shut down for writing
-    _local = _peer = None
+    __slots__ = ('sock', 'lock', 'output', 'loop', 'fd', 'events', 'due', 'real', 'tls', 'at_end', 'read_size',
+                 '_local', '_peer')
+    carries_messages = False        # True for connections
 
     def __init__(self, sock):
-        self._lock = threading.RLock()
-        self._loop = None           # who polls for us, if anybody
-        self._fd = -1
-        self._events = READ         # what the loop waits for
-        self._real = self._tls = False
-        self._at_end = False        # the peer has ended its side
-        self._out = []              # frames that nobody has tried to write yet
-        self._chunk = None          # what the kernel took in part, a memoryview: TLS must be offered the same again
-        self._queued = 0            # bytes of _chunk, and of _out behind it; 0 while the kernel takes all
-        self._written = 0           # bytes that the kernel has taken, ever
-        self._write_due = FOREVER   # when it must have taken some, monotonic
-        self._corked = None         # the thread that dispatches: what it sends leaves together, at the end
-        self._inbox = None          # only blocking connections have one
-        self._swift = False         # open, plain, and nobody's turn: a frame needs no look at anything else
-        self._alive = False         # some bytes came since this was cleared
-        self._more = False          # there is something to do when all is written
-        self._mute = False          # a write failed: there is no other end
-        self._dead = False          # given up: the next turn ends it
-        self._ended = False         # the descriptor is closed
-        self._adopt(sock)
+        self.lock = threading.RLock()
+        self.output = Output()
+        self.loop = None            # who polls for us, if anybody
+        self.events = READ          # what it waits for
+        self.due = FOREVER          # when tick() wants to be called, monotonic
+        self.at_end = False         # the peer has ended its side
+        self.read_size = READ_SIZE
+        self._local = self._peer = None
+        self.adopt(sock)
 
-    def _adopt(self, sock):
+    def adopt(self, sock):
+        """Use *sock* from now on."""
         self.sock = sock
-        self._real = issubclass(type(sock), _SOCKET)
-        if self._real:
-            self._tls = hasattr(sock, 'pending')
-            self._fd = sock.fileno()
+        self.fd = -1
+        self.real = issubclass(type(sock), _SOCKET)
+        self.tls = self.real and hasattr(sock, 'pending')
+        if self.real:
+            self.fd = sock.fileno()
             sock.setblocking(False)
 
     @property
@@ -1823,33 +2251,41 @@ class Transport:
             self._peer = _address(self.sock, 'getpeername')
         return self._peer
 
-    remote_address = peer_address
+    @peer_address.setter
+    def peer_address(self, address):
+        self._peer = address
 
-    def _read(self):
-        """Return what has arrived (bytes), b'' at the end, or None if there is nothing now. Raise OSError."""
-        if self._tls:
-            with self._lock:
+    # In
+
+    def read(self):
+        """Return what has arrived (bytes), b'' at the end, or None if there is nothing now. Raise OSError.
+
+        The one place that reads a socket.
+        """
+        if self.tls:
+            with self.lock:
                 data = self._read_tls()
         else:
             try:
-                data = self.sock.recv(self.reading_buffer_size) if self.sock is not None else b''
+                data = self.sock.recv(self.read_size) if self.sock is not None else b''
             except (BlockingIOError, InterruptedError):
                 return None
         if data.__class__ is not bytes:
-            if data is not None and not isinstance(data, bytearray):
+            if data is None:
+                return None
+            if not isinstance(data, bytearray):
                 raise TypeError('recv() of %s returned %s, not bytes'
                                 % (type(self.sock).__name__, type(data).__name__))
-            return None if data is None else bytes(data)
+            data = bytes(data)
         if not data:
-            self._at_end = True
-        self._alive = True
+            self.at_end = True
         return data
 
     def _read_tls(self):
         """Read all records that are there, up to 64 KiB: no poller sees those that OpenSSL has read already."""
         pieces, size = [], 0
         ssl = sys.modules['ssl']
-        while size < READ_SIZE and not self._at_end:
+        while size < READ_SIZE and not self.at_end and self.sock is not None:
             try:
                 piece = self.sock.recv(READ_SIZE)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -1858,386 +2294,178 @@ class Transport:
                 if not pieces:
                     raise
                 piece = b''
-            self._at_end = not piece        # with pieces in hand the next read says it: nothing else would
+            self.at_end = not piece         # with pieces in hand the next read says it: nothing else would
             pieces.append(piece)
             size += len(piece)
         return b''.join(pieces)
 
-    def _hidden_input(self):
-        """Tell whether there is input that no poller sees."""
-        if not self._tls:
+    def hidden_input(self):
+        """Tell whether there is input that no poller sees. To be asked after each turn."""
+        if not self.tls:
             return False
-        with self._lock:
-            return bool(self._at_end or self.sock is not None and self.sock.pending())
+        with self.lock:
+            return bool(self.at_end or self.sock is not None and self.sock.pending())
 
-    def _transmit(self, data):
-        """Write *data*, or keep it while the kernel takes no more, or until the callback ends. The lock is held."""
-        if not self._real:
+    def wait(self, events, timeout=None):
+        """Wait outside the lock until the socket is ready; False after *timeout* seconds."""
+        return not self.real or wait_ready(self.fd, events, timeout)
+
+    # Out
+
+    def put(self, data):
+        """Let *data* (bytes-like, whole frames) leave after what waits. The lock is held."""
+        output = self.output
+        if not self.real:
             self.sock.sendall(data)
-        elif self._chunk is not None:
-            if self._queued > WRITE_HARD and self._inbox is None:
-                self._drop()
-            else:
-                self._out.append(data)
-                self._queued += len(data)
-        elif not self._mute:
-            self._out.append(data)
-            if self._corked is None or len(data) > 4096 or len(self._out) > 64 or self._corked != threading.get_ident():
-                self._flush()
+        elif not output.broken:
+            output.frames.append(data)
+            if output.chunk is not None:
+                output.queued += len(data)
+                output.largest = max(output.largest, len(data))
+            elif (output.cork is None or len(data) > 4096 or len(output.frames) > 64
+                  or output.cork != threading.get_ident()):
+                self.flush()
 
-    def _drop(self):
-        """The peer does not read, and more waits for it than may, or for too long."""
-        default_logger().info('%s: dropped, %d bytes wait for a peer that does not read',
-                              format_addresses(self), self._queued)
-        self._abort()
+    def flush(self, chunk=None):
+        """Write what waits, or *chunk* if nothing does, as far as the kernel takes it. The lock is held.
 
-    def _flush(self, chunk=None):
-        """Write what waits, or *chunk* if nothing does. The lock is held. The one place that writes a real socket."""
-        out = self._out
-        if chunk is None:
-            chunk = self._chunk
-        while out or chunk is not None:
-            if chunk is None:
-                chunk = out.pop() if len(out) == 1 else self._join()
-            try:
-                sent = self.sock.send(chunk[:16384] if self._tls else chunk)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError as error:
-                if self._tls and isinstance(error, (sys.modules['ssl'].SSLWantReadError,
-                                                    sys.modules['ssl'].SSLWantWriteError)):
-                    break
-                # what has arrived can still be read, up to the end that follows
-                self._mute, self._swift, chunk = True, False, None
-                del out[:]
-                break
-            self._written += sent
-            chunk = memoryview(chunk)[sent:] if sent < len(chunk) else None
-        if chunk is not None:
-            if chunk is not self._chunk:        # it took some
-                self._write_due = FOREVER
-            self._chunk, self._queued = chunk, len(chunk) + sum(map(len, out))
-            self._blocked()
-        elif self._chunk is not None:
-            self._chunk, self._queued, self._write_due = None, 0, FOREVER
-            if self._events & WRITE:
-                self._watch(READ)
-            self._set_due()
-        if self._more and chunk is None:
-            self._write_more()
-
-    def _join(self):
-        """Take what to write next: small frames in one piece, a large payload without a copy."""
-        out = self._out
-        count = len(out) if len(out[-1]) < READ_SIZE else max(1, len(out) - 1)
-        chunk = out[0] if count == 1 else b''.join(out[:count])
-        del out[:count]
-        return chunk
-
-    def _write_more(self):
-        """All is written, and ``_more`` says that this is not the end of it."""
-        self._more = False
-        if self._half_closing:
-            self._half_close()
-
-    def _blocked(self):
-        """The kernel takes no more for now: have somebody wait for it."""
-        if self._write_due == FOREVER:
-            self._write_due = due_in(WRITE_TIMEOUT)
-            self._set_due()
-        if not self._waits:
-            self._watch(READ | WRITE if self._queued <= WRITE_SOFT else WRITE)
-
-    def _watch(self, events):
-        before = self._events
-        if self._loop is None:
-            self._events = events
-        elif events != before:
-            self._loop.watch(self, events)
-            if before == WRITE:
-                self._loop.again(self)      # it may have been paused in the middle of its input
-
-    def flush(self):
-        """Write what waits, if it can be written now; any thread may call it."""
-        with self._lock:
-            if self._chunk is not None and self.sock is not None:
-                self._flush()
-
-    def _half_close(self):
-        """Shut down for writing; the peer's end of file is awaited by whoever reads."""
-        self._half_closing = False
+        The one place that writes a real socket.
+        """
+        output = self.output
+        frames, stuck = output.frames, output.chunk
+        if stuck is not None:
+            chunk = stuck
         try:
-            if self._tls:
+            while frames or chunk is not None:
+                if chunk is None:
+                    chunk = frames.pop() if len(frames) == 1 else output.join()
+                sent = self.sock.send(chunk[:16384] if self.tls else chunk)
+                output.written += sent
+                chunk = memoryview(chunk)[sent:] if sent < len(chunk) else None
+        except OSError as error:
+            if not self._would_block(error):
+                output.give_up()
+                self.broke()
+                return
+        except BaseException:       # of a signal handler: nobody knows how much has left
+            self.abort()
+            raise
+        if chunk is not None:
+            output.stick(chunk, chunk is not stuck)
+            self.blocked()
+        else:
+            if stuck is not None:
+                output.unstick()
+                self.unblocked()
+            if output.more:
+                self.emptied()
+
+    def _would_block(self, error):
+        return isinstance(error, (BlockingIOError, InterruptedError)) or self.tls and isinstance(
+            error, (sys.modules['ssl'].SSLWantReadError, sys.modules['ssl'].SSLWantWriteError))
+
+    def flush_waiting(self):
+        """Write what the kernel did not take at once, if it does now; any thread may call it."""
+        with self.lock:
+            if self.output.chunk is not None and self.sock is not None:
+                self.flush()
+
+    def blocked(self):
+        """The kernel takes no more for now: have the loop wait for it. The lock is held."""
+        self.watch(READ | WRITE if self.output.queued <= WRITE_SOFT else WRITE)
+        self.wake_at(self.output.due)
+
+    def unblocked(self):
+        """All that was stuck has left. The lock is held."""
+        if self.events & WRITE:
+            self.watch(READ)
+
+    def broke(self):
+        """A write has failed. The lock is held."""
+
+    def emptied(self):
+        """All is written, and ``output.more`` said that this is not the end of it. The lock is held."""
+        self.output.more = False
+
+    def watch(self, events):
+        """Have the loop wait for *events*, or note them for whoever waits."""
+        before, loop = self.events, self.loop
+        if loop is None:
+            self.events = events
+        elif events != before:
+            loop.watch(self, events)
+            if before == WRITE:
+                loop.again(self)        # it may have been paused in the middle of its input
+
+    # Clocks
+
+    def wake_at(self, due):
+        """Have tick() called at *due* (monotonic) at the latest."""
+        if due < self.due:
+            self.due = due
+            if self.loop is not None:
+                self.loop.schedule(self)
+
+    # The end
+
+    def half_close(self):
+        """Shut down for writing; the peer's end of file is awaited by whoever reads. The lock is held."""
+        try:
+            if self.tls:
                 try:
                     self.sock.unwrap()      # says close_notify, and then wants to read the peer's
                 except (OSError, ValueError):
                     pass
-            if self._real:
+            if self.real:
                 _SOCKET.shutdown(self.sock, socket.SHUT_WR)
         except OSError:
             pass        # the peer was faster
 
-    def _abort(self):
-        """Cut the connection now: wakes whoever waits for the socket. Any thread may call it."""
-        self._dead, self._mute, self._swift = True, True, False
-        self._due = FOREVER
-        sock, loop = self.sock, self._loop
+    def abort(self):
+        """Cut the connection: wakes whoever waits for the socket, who finds its end. Any thread may call it."""
+        self.output.broken = True
+        self.due = FOREVER
+        sock, loop = self.sock, self.loop
         try:
-            if self._real and sock is not None:
+            if self.real and sock is not None:
                 _SOCKET.shutdown(sock, socket.SHUT_RDWR)
         except OSError:
             pass
         if loop is not None:
             loop.again(self)
 
-    def _set_due(self):
-        """Compute ``_due`` from the clocks that run, and tell the loop."""
-        due = self._next_due()
-        if due != self._due:
-            self._due = due
-            if self._loop is not None:
-                self._loop.schedule(self)
-
-    def _next_due(self):
-        return self._write_due
-
-    def _wait(self, events, timeout=None):
-        """Wait outside the lock until the socket is ready; False after *timeout* seconds."""
-        return not self._real or wait_ready(self._fd, events, timeout)
-
-    def _close_socket(self):
-        """Close the socket, once."""
+    def close_socket(self):
+        """Close the descriptor, once; only who reads the socket may. The addresses are known afterwards."""
+        self.local_address, self.peer_address
         sock, self.sock = self.sock, None
-        if sock is None:
-            return
         try:
-            if not self._at_end or self._chunk is not None:
+            if sock is not None and (not self.at_end or self.output.chunk is not None):
                 sock.shutdown(socket.SHUT_RDWR)     # close() alone wakes nobody, and sends no FIN while a fork lives
         except Exception:       # a mock may raise anything, and a socket is often down already
             pass
-        finally:
-            sock.close()
-
-
-class Loop:
-    """Go round: wait for ready sockets, give each entry its turn, run the clocks. One thread runs it.
-
-    An entry has ``once()`` (false: over), ``terminate()``, and if it is a Transport also ``_events`` and ``_due``. No
-    lock is held while an entry has its turn.
-    """
-    _shared = ()            # a manager's broadcasts of this turn
-    _released = False
-
-    def __init__(self, poller=None):
-        self.poller = default_poller() if poller is None else poller
-        self._smart = hasattr(type(self.poller), 'modify')      # one of ours; anyone else's just polls for reading
-        self._live = getattr(self.poller, 'live', False)
-        self._entries = {}                  # by descriptor
-        self._guard = threading.Lock()      # of _entries and the poller
-        self._again = deque()               # entries whose input no poller sees: parsed in part, or inside TLS
-        self._next = FOREVER                # when the earliest clock is due
-        self._thread_id = None
-        self._wakers = None
-        if self._smart:
-            self._wakers = socket.socketpair()
-            for end in self._wakers:
-                end.setblocking(False)
-            self.poller.register(self._wakers[0].fileno())
-
-    def again(self, entry):
-        """Give *entry* a turn, though no poller says so; any thread may call it."""
-        self._again.append(entry)
-        self._nudge()
-
-    def _nudge(self):
-        if threading.get_ident() != self._thread_id:
-            self.wake()
-
-    def wake(self):
-        """Make the loop go round now; any thread and any signal handler may call it."""
-        if self._wakers:
-            try:
-                self._wakers[1].send(b'.')
-            except OSError:     # full: it is awake; closed: it needs no waking
-                pass
-
-    def enter(self, entry, fd):
-        """Serve *entry*, whose descriptor is *fd*; RuntimeError if the loop has ended."""
-        ours = isinstance(entry, Transport)
-        with self._guard:
-            if self._released:
-                raise RuntimeError('this loop has ended')
-            before, known = self._entries.get(fd), 0
-            if ours and isinstance(before, Transport) and before.sock is entry.sock:
-                known = before._events      # it takes the place of its opening handshake: two epoll_ctl less, 10 us
-            elif before is not None and self._smart:
-                self.poller.unregister(fd)  # that socket was closed behind our back
-            self._change(fd, known, entry._events if ours else READ)
-            self._entries[fd] = entry
-        if ours:
-            self.schedule(entry)
-
-    def leave(self, entry, fd):
-        """Serve *entry* no more; it must be called before the descriptor is closed."""
-        with self._guard:
-            if self._entries.get(fd) is entry:
-                del self._entries[fd]
-                self._change(fd, entry._events if isinstance(entry, Transport) else READ, 0)
-
-    def watch(self, entry, events):
-        """Wait for other *events*, or 0, on behalf of *entry*, a Transport; any thread may call it."""
-        with self._guard:
-            if entry._inbox is not None and entry._queued:
-                events |= WRITE
-            if self._smart and not self._released and self._entries.get(entry._fd) is entry:
-                self._change(entry._fd, entry._events, events)
-            entry._events = events
-        if not self._live:
-            self._nudge()
-
-    def _change(self, fd, before, events):
-        if before and not events:
-            self.poller.unregister(fd)
-        elif events and not before:
-            self.poller.register(fd, *[events] * self._smart)
-        elif events != before and self._smart:
-            self.poller.modify(fd, events)
-
-    def schedule(self, entry):
-        """Take note of ``entry._due``; any thread may call it."""
-        with self._guard:
-            earlier = entry._due < self._next
-            if earlier:
-                self._next = entry._due
-        if earlier:
-            self._nudge()
-
-    def go_round(self):
-        """Wait, and give everything that is ready its turn."""
-        timeout = self._next - time.monotonic()
-        if timeout <= 0:
-            self._run_clocks(time.monotonic())
-        if self._again or timeout < 0:
-            timeout = 0
-        entries = self._entries
         try:
-            ready = self.poller.poll(timeout if timeout < 3600 else 3600) if self._smart else self.poller.poll()
-        except (OSError, ValueError):   # select: a socket was closed behind our back
-            ready = [fd for fd, entry in list(entries.items()) if entry.sock is None or entry.sock.fileno() != fd]
-            if not ready:
-                raise
-        for fd in ready:
-            entry = entries.get(fd)
-            if entry is not None:
-                self._serve(entry, fd)
-            elif self._wakers and fd == self._wakers[0].fileno():
-                self._wakers[0].recv(4096)
-        if self._again:
-            for _ in range(len(self._again)):
-                entry = self._again.popleft()
-                if entries.get(entry._fd) is entry:
-                    self._serve(entry, entry._fd)
-        if not self._smart:
-            for entry in list(entries.values()):
-                if isinstance(entry, Transport):
-                    entry.flush()
-        if self._shared:
-            self._share()
-
-    def _serve(self, entry, fd):
-        raise NotImplementedError
-
-    def _run_clocks(self, now):
-        """Look at all clocks; not more often than every 0.25 s, unless one is due, for 10,000 of them take 1 ms."""
-        self._next = earliest = FOREVER
-        for entry in [entry for entry in list(self._entries.values()) if isinstance(entry, Transport)]:
-            if entry._due <= now:
-                try:
-                    entry._tick(now)
-                except Exception:       # one bad entry must not end the loop
-                    default_logger().error('exception in a clock', exc_info=True)
-                    entry._abort()
-            earliest = min(earliest, entry._due)
-        with self._guard:
-            self._next = min(self._next, max(earliest, now + TURN))
-
-    def release(self):
-        """Close what the loop itself has open."""
-        with self._guard:
-            self._released = True
-        self.poller.release()
-        for end in self._wakers or ():
-            end.close()
+            if sock is not None:
+                sock.close()
+        except Exception:       # what only looks like a socket need not have it
+            pass
 
 
-class Inbox:
-    """What a blocking connection has besides: received messages, and who may read the socket.
+########################################################################################################################
+# 9. Connection
+#
+# The protocol's answers on a stream (RFC 6455 5.5 and 7): one state, one place that changes it, the closing handshake,
+# pings and pongs, the clocks. Who calls the user's methods, and in which thread, is its driver's affair.
 
-    ``reader`` is the reader's role: whoever holds it reads, and alone may close the descriptor. A thread that wants it
-    and cannot have it waits in ``waiters`` for the hand-over that follows each read.
-    """
-
-    def __init__(self, high, low):
-        self.high = high
-        self.low = low
-        self.poll = None                        # for the one descriptor, kept: 0.4 us to make and register
-        self.messages = deque()
-        self.full = False                       # it was, and low is not reached again
-        self.raw = None                         # whether recv_frame() is used or recv(), once one was
-        self.receiving = threading.Lock()       # held by recv(): two at once are an error
-        self.reader = threading.Lock()
-        self.waiters = []
-        self.attended = True                    # somebody read since the keeper's last turn
-        self.absent = 0                         # the keeper's turns since then
-        self.verdict = None                     # a close or an error that stands behind queued messages
-        self.calls = deque()                    # callbacks that wait for the handler's thread
-        self.calling = False                    # it is inside one
-
-    def __enter__(self):
-        self.reader.acquire()
-
-    def __exit__(self, *error):
-        self.release()
-
-    def release(self):
-        """Give the reader's role back, and let the others try for it."""
-        self.reader.release()
-        while self.waiters:
-            try:
-                self.waiters.pop().release()
-            except IndexError:      # another thread took the last one
-                break
-
-    def await_release(self, timeout):
-        """Wait until the role may be free, at most *timeout* seconds (None: for ever)."""
-        waiter = threading.Lock()
-        waiter.acquire()
-        self.waiters.append(waiter)
-        if self.reader.acquire(False):      # it was given back before we stood in line
-            self.release()
-        waiter.acquire(True, -1 if timeout is None else timeout)
-
-
-class Latest:
-    """The keyed messages of a connection: those that wait, and the pings behind those in flight.
-
-    The kernel's buffers alone would hold minutes of stale readings. So each is followed by a ping, which every browser
-    answers by itself, and only a few are on their way.
-    """
-
-    def __init__(self):
-        self.waiting = OrderedDict()        # key → ((opcode, payload), frame or None)
-        self.flight = OrderedDict()         # the pings' payloads
-        self.count = 0
-        self.due = FOREVER                  # when the window opens although nothing was answered
+# the states of a Connection, in the order in which they follow each other; State is what users see of them
+CONNECTING, OPEN, CLOSING, DRAINING, CLOSED = range(5)
 
 
 class PongWaiter:
     """What ping() returns: the pong that will come. ``latency`` is the round trip in seconds, once it is there."""
     latency = None
 
-    def __init__(self, websocket, ack_on_close):
-        self._websocket = websocket
+    def __init__(self, connection, ack_on_close):
+        self._connection = connection
         self._sent = time.monotonic()
         self._event = threading.Event()
         self.ack_on_close = ack_on_close
@@ -2251,10 +2479,7 @@ class PongWaiter:
 
         On a blocking connection this reads, like recv(). It ends at once when the connection does.
         """
-        if self._websocket._inbox is not None:
-            return self._websocket._pump_until(self.is_set, timeout)
-        if not self._websocket._ended:
-            self._event.wait(timeout)
+        self._connection.driver.await_event(self._event, timeout)
         return self.is_set()
 
     def acknowledge(self, done=True):
@@ -2264,7 +2489,1412 @@ class PongWaiter:
         self._event.set()
 
 
-class WebSocket(Transport):
+class Connection(Transport):
+    """One end of a connection: what is answered, and when it ends.
+
+    | state      | means                   | is sent                  | input is              | ends with               |
+    |------------|-------------------------|--------------------------|-----------------------|-------------------------|
+    | CONNECTING | the opening handshake   | the handshake            | the handshake's       | success: OPEN; failure, |
+    |            |                         |                          |                       | abort, deadline: CLOSED |
+    | OPEN       |                         | everything               | parsed, handed over   | a close frame, ours or  |
+    |            |                         |                          |                       | the peer's: CLOSING; an |
+    |            |                         |                          |                       | error: DRAINING; end of |
+    |            |                         |                          |                       | file, abort, peer gone: |
+    |            |                         |                          |                       | CLOSED                  |
+    | CLOSING    | one close frame is out, | what was sent before it; | parsed, handed over,  | both close frames, or   |
+    |            | or in (recv_frame only) | the close frame that     | until the peer's      | an error: DRAINING; end |
+    |            |                         | answers; pongs until the | close frame           | of file, abort,         |
+    |            |                         | peer's has come          |                       | deadline: CLOSED        |
+    | DRAINING   | all is said             | what was sent before     | read and thrown away, | end of file, abort,     |
+    |            |                         |                          | lest TCP resets       | deadline: CLOSED        |
+    | CLOSED     | whoever reads closes    | nothing                  |                       |                         |
+    |            | the descriptor          |                          |                       |                         |
+
+    A server, or who failed the connection, ends TCP first: in DRAINING it shuts down for writing when all is written,
+    and waits DRAIN_TIMEOUT; a client with both close frames waits close_timeout for the server to do so (7.1.1). A
+    failed write is no state: ``output.broken``; what has arrived is still handed over.
+    """
+    carries_messages = True
+    __slots__ = ('stream', 'driver', 'state', 'swift', 'begun', 'told', 'close_sent', 'close_received', 'latency',
+                 'dropped', 'sender_waits', '_pings', '_deadline', '_beat_due', '_ping_due', '_ping_data', '_ping_end', '_heard',
+                 '_seen_written')
+
+    def __init__(self, sock, stream, driver):
+        self.driver = driver
+        self.stream = stream
+        self.state = OPEN
+        self.swift = False          # a whole message may leave without a look at anything else: see choose_path()
+        self.begun = False          # somebody reads it: its clocks run, and opened() was called or is about to be
+        self.told = False           # closed() was called or is about to be
+        self.close_sent = None      # (code, reason) of our close frame
+        self.close_received = None  # the peer's, a CloseControlMessage
+        self.latency = 0.0          # seconds of the last measured round trip
+        self.dropped = 0            # keyed messages that gave way before they were sent
+        self.sender_waits = False   # it will write the rest by itself: nobody else need watch
+        self._pings = None          # unanswered pings: OrderedDict of payload → PongWaiter
+        self._deadline = FOREVER    # of the closing handshake (monotonic, like all that follows)
+        self._seen_written = 0      # output.written when that was set
+        self._beat_due = FOREVER    # when the next unsolicited pong is due
+        self._ping_due = FOREVER    # when the next keepalive ping, or the verdict on the last one, is due
+        self._ping_data = None      # the payload of the one that awaits its verdict
+        self._ping_end = 0          # output.written when it has left, if it could not at once
+        self._heard = False         # some bytes came since it was sent
+        Transport.__init__(self, sock)
+
+    @property
+    def websocket(self):
+        """The WebSocket that this is the inside of; None if it is blocking, and nobody refers to it any more."""
+        return self.driver.websocket
+
+    # What a loop calls
+
+    def once(self):
+        """See WebSocket.once(), which may be overridden."""
+        return self.driver.websocket.once()
+
+    def terminate(self):
+        """See WebSocket.terminate(), which may be overridden."""
+        self.driver.websocket.terminate()
+
+    # Where the connection is
+
+    def become(self, state):
+        """Enter *state*, unless that or a later one is reached. The lock is held. The one place that changes it."""
+        if state <= self.state:
+            return
+        self.state = state
+        self.choose_path()
+        if state > OPEN:
+            self._ping_due = self._beat_due = FOREVER
+            if state < CLOSED:      # what follows waits until all is written
+                self._time_end()
+                self.output.more = True
+                if self.output.chunk is None and not self.output.frames:
+                    self.emptied()
+
+    def choose_path(self):
+        """Compute ``swift`` anew: after a change of the state, the turn, the extensions or the marks."""
+        output, stream = self.output, self.stream
+        self.swift = (self.state == OPEN and self.real and output.turn is None and output.marks is None
+                      and not output.broken and stream is not None and stream.sharing == ())
+
+    @property
+    def close_code(self):
+        """The peer's close code; 1006 if the connection ended without one; None before."""
+        if self.close_received is not None:
+            return self.close_received.code
+        return 1006 if self.state == CLOSED else None
+
+    @property
+    def close_reason(self):
+        """The reason (str) that goes with ``close_code``."""
+        if self.close_received is not None:
+            return str(self.close_received.reason, 'utf-8', 'replace')
+        return '' if self.state == CLOSED else None
+
+    def closed_error(self):
+        """Return the exception that says how the connection was closed."""
+        received = self.close_received
+        received = None if received is None else (received.code, self.close_reason)
+        good = (1000, 1001, 1005)
+        kind = ConnectionClosedError
+        if received and self.close_sent and received[0] in good and self.close_sent[0] in good:
+            kind = ConnectionClosedOK
+        return kind(self.close_code or 1006, self.close_reason or '', received, self.close_sent)
+
+    def check_open(self):
+        """Raise ConnectionClosed unless data may be sent. The lock is held."""
+        if self.state == CONNECTING:
+            raise ConcurrencyError('the opening handshake is not complete')
+        if self.close_sent is not None or self.state >= DRAINING or self.output.broken or self.sock is None:
+            raise self.closed_error()
+
+    def log(self, message, *args):
+        """Log a line about this connection. No lock may be held: a handler may do anything."""
+        self.driver.logger.info('%s: ' + message, format_addresses(self), *args)
+
+    # The beginning
+
+    def use(self, extensions):
+        """Apply the negotiated *extensions*."""
+        self.stream.use(extensions)
+        self.choose_path()
+
+    def await_handshake(self, peer_address=None):
+        """The opening handshake is not done yet; *peer_address* is known from accept()."""
+        self.state, self.peer_address = CONNECTING, peer_address
+        self.choose_path()
+
+    def take_over(self, handshake):
+        """The opening handshake has succeeded: go on where *handshake*, a Transport, stopped."""
+        self.at_end = handshake.at_end
+        if self.stream is not None:         # else a hook has terminated the connection
+            self.stream.receive(bytes(handshake.data), 0)       # what came behind it is parsed when somebody reads
+        with self.lock:
+            self.become(OPEN)
+
+    def begin(self, loop):
+        """Start the clocks, which *loop* looks at (None: nobody but run())."""
+        self.loop, self.begun = loop, True
+        self.choose_path()
+        setting = self.driver.setting
+        if self.real and self.state == OPEN:
+            self._ping_due = due_in(setting('ping_interval'))
+        self._beat_due = due_in(setting('heartbeat_freq') or None)
+        self.due = min(self._ping_due, self._beat_due, self.due)
+
+    # Out
+
+    def encode(self, opcode, data, fin=True):
+        """Return one frame as bytes. The lock is held: extensions keep a state between frames."""
+        try:
+            return self.stream.encode(opcode, data, fin)
+        except BaseException:       # an extension's mistake, or a signal's: nobody knows its state
+            self.abort()
+            raise
+
+    def put_frame(self, opcode, data, fin=True):
+        """Let a frame leave, a large payload without joining it to its header. The lock is held."""
+        if len(data) > WRITE_SOFT and self.stream.sharing == () and self.real:
+            self.put(pack_frame_head(opcode | 0x80 if fin else opcode, len(data)))
+            self.put(data)
+        else:
+            self.put(self.encode(opcode, data, fin))
+
+    def send(self, frames, message=None):
+        """Send one message, *frames* an iterable of (opcode, payload, fin), when no fragmented one is in progress.
+
+        Waits for that if the driver lets this thread wait. ConnectionClosed, ConcurrencyError.
+        """
+        while True:
+            with self.lock:
+                self.check_open()
+                turn = self.output.turn
+                if turn is not None and turn.owner == threading.get_ident():
+                    raise ConcurrencyError('a message cannot be sent from inside another one, from its own iterable')
+                waiting = turn is not None and self.driver.may_wait()
+                full = self.driver.limited and self.output.is_full()
+                if turn is not None and not waiting and not full:
+                    return turn.put(frames, message)
+                if turn is None and not full:
+                    return self._put_message(frames, message)
+            if full:
+                self.drop()
+                raise self.closed_error()
+            turn.over.wait()
+
+    def _put_message(self, frames, message=None):
+        self.sender_waits = self.driver.eager and sum(len(data) for _, data, _ in frames) > WRITE_SOFT
+        try:
+            for frame in frames:
+                self.put_frame(*frame)
+        finally:
+            self.sender_waits = False
+        output = self.output
+        if output.marks is not None and message is not None and not output.broken:
+            output.marks.append((output.written + output.amount, message))
+
+    def send_fragments(self, fragments):
+        """Send one message as its *fragments*, (opcode, payload, fin), come; other messages wait, control frames pass.
+
+        An exception of the iterable fails the connection with 1011 once a part is out: it must never look whole.
+        """
+        if not self._take_turn():
+            return self.send(list(fragments))
+        begun = False
+        try:
+            for opcode, data, fin in fragments:
+                with self.lock:
+                    self.check_open()
+                    self.put_frame(opcode, data, fin)
+                begun = not fin
+                self.driver.await_room()
+        except ConnectionClosed:
+            raise
+        except BaseException:
+            if begun:
+                self.fail(WebSocketException('fragmented message was given up', 1011))
+            raise
+        finally:
+            self._end_turn()
+
+    def _take_turn(self):
+        """Begin a fragmented message, once no other is in progress; False if this thread must not wait for that."""
+        while True:
+            with self.lock:
+                self.check_open()
+                turn = self.output.turn
+                if turn is None:
+                    self.output.turn = Turn()
+                    self.choose_path()
+                    return True
+                if turn.owner == threading.get_ident() or not self.driver.may_wait():
+                    return False
+            turn.over.wait()
+
+    def _end_turn(self):
+        """The fragmented message is over: let go what waited behind it, in its order."""
+        with self.lock:
+            turn, self.output.turn = self.output.turn, None
+            self.choose_path()
+            try:
+                if self.close_sent is None and self.state < DRAINING and self.sock is not None:
+                    for frames, message in turn.behind:
+                        self._put_message(frames, message)
+                    self.release_latest()
+            finally:
+                turn.over.set()
+
+    def put_keyed(self, key, opcode, data, frame=None):
+        """Let a message with a *key* wait for its turn; *frame* is it encoded, if it is that for everybody.
+
+        Never waits. The lock is held.
+        """
+        self.check_open()
+        output = self.output
+        latest = output.latest = output.latest or Latest()
+        self.dropped += latest.put(key, opcode, data, frame)
+        self.release_latest()
+        if latest.waiting:
+            self.wake_at(latest.due)
+        if len(latest.flight) >= WINDOW:
+            self.driver.expect_pongs()
+
+    def release_latest(self, limit=WINDOW):
+        """Send keyed messages that wait, as far as a window of *limit* in flight allows. The lock is held."""
+        output, latest = self.output, self.output.latest
+        if latest is None or not latest.waiting or len(latest.flight) >= limit:
+            return
+        if output.chunk is not None or output.turn is not None:
+            output.more = True
+            return
+        frames = []
+        while latest.waiting and len(latest.flight) < limit:
+            opcode, data, frame = latest.pop()
+            frames += [frame or self.encode(opcode, data), self.encode(OPCODE_PING, latest.next_ping())]
+        latest.due = due_in(PATIENCE)
+        self.put(b''.join(frames))
+
+    def put_pong(self, data):
+        """Answer a ping. The lock is held.
+
+        The one place where a pong is dropped: the peer's close frame has come; or output is stuck, and then a newer pong
+        replaces the one that waits (RFC 6455 5.5.3).
+        """
+        output = self.output
+        if self.close_received is None and self.state < DRAINING and self.sock is not None:
+            if output.chunk is not None:
+                output.pong, output.more = data, True
+            else:
+                self.put(self.encode(OPCODE_PONG, data))
+
+    def emptied(self):
+        output = self.output
+        output.more = False
+        if output.pong is not None:
+            data, output.pong = output.pong, None
+            self.put_pong(data)
+        if self.close_sent is None and self.state <= CLOSING:
+            self.release_latest()
+        elif output.chunk is not None or output.frames:
+            output.more = True
+        elif self.state == DRAINING and (self.stream.expect_masking or self.close_received is None):
+            self.half_close()
+            self._deadline = due_in(DRAIN_TIMEOUT)
+            self.wake_at(self._deadline)
+        else:
+            self._time_end()
+
+    def _time_end(self):
+        """From now on the peer has close_timeout for the end, or for taking some of what was sent before it."""
+        self._deadline = due_in(self.driver.setting('close_timeout'))
+        self._seen_written = self.output.written
+        self.wake_at(self._deadline)
+
+    def blocked(self):
+        if not self.sender_waits:
+            Transport.blocked(self)
+        self.wake_at(self.output.due)
+
+    def unblocked(self):
+        if self.events & WRITE:
+            self.watch(self.driver.idle_events)
+
+    def broke(self):
+        self.choose_path()
+
+    def ping(self, data, ack_on_close=False):
+        """Send a ping with *data* (bytes) and return its PongWaiter; ConcurrencyError if such a one is unanswered."""
+        waiter = PongWaiter(self, ack_on_close)
+        with self.lock:
+            self.check_open()
+            self._pings = OrderedDict() if self._pings is None else self._pings
+            if data in self._pings:
+                raise ConcurrencyError('a ping with the same data is unanswered')
+            self._pings[data] = waiter
+            self.put(self.encode(OPCODE_PING, data))
+        return waiter
+
+    def pong(self, data):
+        """Send an unsolicited pong with *data* (bytes)."""
+        with self.lock:
+            self.check_open()
+            self.put(self.encode(OPCODE_PONG, data))
+
+    def report_sent(self):
+        """Call sent() for the messages that have left; in the dispatching thread or the sender's."""
+        marks = self.output.marks
+        while marks and marks[0][0] <= self.output.written:
+            try:
+                message = marks.popleft()[1]
+            except IndexError:      # another thread reports it
+                break
+            self.driver.call('sent', message)
+
+    def send_frame(self, frame):
+        """Send a copy of *frame*, encoded by the extensions, and masked if this end masks; see WebSocket.send_frame()."""
+        copy = Frame(frame.opcode, frame.body, None, frame.fin, frame.rsv1, frame.rsv2, frame.rsv3)
+        copy.build()            # raises for what is no frame
+        while True:
+            with self.lock:
+                self.check_open()
+                turn = self.output.turn
+                if turn is None or turn.owner == threading.get_ident() or copy.opcode >= OPCODE_CLOSE:
+                    return self._put_copy(copy)
+            turn.over.wait()
+
+    def _put_copy(self, frame):
+        code = struct.unpack('!H', frame.body[:2])[0] if len(frame.body) > 1 else 1005
+        if frame.opcode < OPCODE_CLOSE:
+            for extension in self.stream.extensions:
+                frame = extension.encode(frame)
+        frame.masking_key = masking_key() if self.stream.always_mask else None
+        self.put(frame.build())
+        if frame.opcode == OPCODE_CLOSE:
+            self.note_close(sent=(code, ''))
+
+    # The end
+
+    def send_close(self, code, reason=b''):
+        """Send our close frame, once (*code* None: an empty one), behind all that was sent. The lock is held."""
+        if self.close_sent is not None or self.state not in (OPEN, CLOSING) or self.sock is None:
+            return
+        try:
+            self.release_latest(UNLIMITED)      # it was accepted; the window does not matter any more
+            self.put(self.stream.close(code, reason).single(mask=self.stream.always_mask))
+        except OSError:         # a mock, or a socket of one's own: nobody is there to hear it
+            pass
+        self.note_close(sent=((1005 if code is None else code), str(reason, 'utf-8', 'replace')))
+
+    def note_close(self, sent=None, received=None):
+        """A close frame is *sent*, (code, reason), or *received*, a CloseControlMessage. The lock is held."""
+        if sent is not None:
+            self.close_sent = self.close_sent or sent
+        if received is not None:
+            self.close_received = self.stream.closing = received
+        both = self.close_sent is not None and self.close_received is not None
+        self.become(DRAINING if both else CLOSING)
+
+    def receive_close(self, message):
+        """The peer's close frame has come: answer it, unless ours is out, with its code (RFC 6455 5.5.1)."""
+        with self.lock:
+            self.close_received = message       # first, so that our answer completes the handshake
+            self.send_close(None if message.code == 1005 else message.code, message.reason)
+            self.note_close(received=message)
+
+    def fail(self, error, logged=False):
+        """Fail the connection (RFC 6455 7.1.7): send the close code of *error*, read no more, end TCP."""
+        with self.lock:
+            if self.state >= DRAINING or self.stream is None:
+                return
+            self.stream.errors.append(CloseControlMessage(error.code, str(error)))
+            self.send_close(error.code, str(error).encode('utf-8')[:123])
+            self.become(DRAINING)
+        if not logged:
+            self.log('failed with %d: %s', error.code, quote(str(error)))
+
+    def callback_failed(self):
+        """A method of the user's raised: log it with its traceback, close with 1011."""
+        self.driver.logger.error('%s: exception in a callback', format_addresses(self), exc_info=True)
+        self.fail(WebSocketException('internal error', 1011), logged=True)
+
+    def drop(self):
+        """The peer does not read, and more waits for it than may, or for too long. No lock is held."""
+        waiting = self.output.amount
+        self.abort()
+        self.log('dropped, %d bytes wait for a peer that does not read', waiting)
+
+    def abort(self):
+        with self.lock:
+            self.become(CLOSED)
+        Transport.abort(self)
+
+    def end(self):
+        """Close the descriptor and wake everybody. The caller has the reader's role, or is the loop."""
+        with self.lock:
+            self.become(CLOSED)
+            loop, self.loop = self.loop, None
+            if loop is not None:
+                loop.leave(self)
+            self.due = FOREVER
+            self.close_socket()
+            self.output.give_up()
+            turn, pings, self._pings = self.output.turn, self._pings, None
+        if turn is not None:
+            turn.over.set()
+        for waiter in list((pings or {}).values()):
+            waiter.acknowledge(waiter.ack_on_close)
+
+    # In
+
+    def hidden_input(self):
+        """Tell whether there is input that no poller sees: in a parser that has paused, or inside TLS."""
+        return self.stream is not None and self.stream.paused is True or self.tls and Transport.hidden_input(self)
+
+    def process(self, data):
+        """Feed *data* to the stream and act on what is in it; return False when the connection is over.
+
+        b'' stands for the end of the input, None for nothing new: what was left over is parsed. The one dispatch of all
+        three styles: the driver gets the messages, and what is sent meanwhile leaves together.
+        """
+        stream, output = self.stream, self.output
+        if stream is None or data is not None and not data:
+            return False
+        if self.state >= DRAINING or self.close_received is not None:
+            stream.paused = False
+            return True         # it is drained
+        self._heard = True
+        output.cork = threading.get_ident()
+        try:
+            self.driver.handle(stream.receive(data, *self.driver.room()))
+        except BaseException:       # of a signal handler, or of what only looks like a socket: something may be lost
+            self.abort()
+            raise
+        finally:
+            output.cork = None
+            if output.frames:
+                with self.lock:
+                    if self.sock is not None:
+                        self.flush()
+            if output.marks:
+                self.report_sent()
+        if not self.real and self.state >= DRAINING:
+            return False        # there is no TCP to end
+        return self.state != CLOSED and self.stream is not None
+
+    def answer(self, event):
+        """Act on a control message, or on the error that ends the stream."""
+        if isinstance(event, WebSocketException):
+            if event.__cause__ is not None:
+                self.driver.logger.error('%s: exception in an extension', format_addresses(self),
+                                         exc_info=event.__cause__)
+            self.fail(event)
+        elif event.opcode == OPCODE_PING:
+            with self.lock:
+                self.put_pong(event.data)
+            self.driver.pinged(event)
+        elif event.opcode == OPCODE_PONG:
+            if self._acknowledge(event.data):
+                self.driver.ponged(event)
+        else:
+            self.receive_close(event)
+
+    def _acknowledge(self, data):
+        """A pong answers the ping of the same *data*, and every earlier one. False if that was not the user's."""
+        answered, ours = [], False
+        with self.lock:
+            latest = self.output.latest
+            if latest is not None and latest.acknowledge(data):
+                self.release_latest()
+                return False
+            while data in (self._pings or ()):
+                payload, waiter = self._pings.popitem(last=False)
+                answered.append(waiter)
+                ours = payload == data == self._ping_data
+        for waiter in answered:
+            waiter.acknowledge()
+            self.latency = waiter.latency
+        return not ours and (bool(answered) or latest is None or data[:5] != b'minws')
+
+    # The clocks
+
+    def clocks(self):
+        """Return when each clock is due (FOREVER: it does not run), and what is then to be done with that time."""
+        latest = self.output.latest
+        window = latest.due if latest is not None and latest.waiting and latest.flight else FOREVER
+        return ((self._deadline, self._end_late), (self.output.due, lambda now: self.drop()),
+                (self._ping_due, self._keep_alive), (self._beat_due, self._beat), (window, self._open_window))
+
+    def tick(self, now):
+        """Run the clocks that are due at *now* (monotonic)."""
+        for due, action in self.clocks():
+            if due <= now and self.state != CLOSED:
+                action(now)
+        with self.lock:
+            self.due = FOREVER if self.state == CLOSED else min([due for due, _ in self.clocks()])
+
+    def _end_late(self, now):
+        """The closing handshake takes too long; but while large messages still leave, the peer is alive."""
+        if self.output.chunk is not None and self.output.written > self._seen_written:
+            self._time_end()
+        else:
+            self.abort()
+
+    def _beat(self, now):
+        """Send an unsolicited pong."""
+        self._beat_due = due_in(self.driver.setting('heartbeat_freq') or None)
+        try:
+            self.pong(b'')
+        except (ConnectionClosed, OSError):
+            pass        # it is over: the clock stops with it
+
+    def _open_window(self, now):
+        """A peer that answers no pings gets one batch of keyed messages a second."""
+        with self.lock:
+            self.output.latest.flight.clear()
+            self.release_latest()
+            self.output.latest.due = now + PATIENCE
+
+    def _keep_alive(self, now):
+        """Send a keepalive ping, or judge the last one: any byte since then, read or not, is a sign of life.
+
+        While the ping itself cannot leave, each byte that does is one: then the limit is the one on stuck output.
+        """
+        interval, timeout = self.driver.setting('ping_interval'), self.driver.setting('ping_timeout')
+        late = now > self._ping_due + PING_TIMEOUT / 2      # the whole process slept: nobody else is to blame
+        if interval is None:
+            self._ping_due = FOREVER
+        elif self._ping_data is None:
+            self._send_keepalive(now, interval, timeout)
+        elif self._ping_end:
+            if self.output.written >= self._ping_end:
+                self._ping_end = 0
+            self._ping_due = now + timeout
+        elif self._heard or late or not self.driver.reading() or self.wait(READ, 0):
+            self._forget_ping()
+            self._ping_due = now if late else now + max(0, interval - timeout)
+        else:
+            with self.lock:
+                self.send_close(1011, b'keepalive ping timeout')
+            self.abort()
+            self.log('no answer to a ping')
+
+    def _send_keepalive(self, now, interval, timeout):
+        self._heard = False
+        data = os.urandom(4)
+        try:
+            self.ping(data)
+        except (ConnectionClosed, OSError):
+            self._ping_due = FOREVER
+            return
+        if timeout is not None:
+            self._ping_data = data
+            self._ping_end = self.output.written + self.output.queued if self.output.chunk is not None else 0
+        else:
+            self._pings.pop(data, None)
+        self._ping_due = now + (interval if timeout is None else timeout)
+
+    def stop_keepalive(self):
+        """Send no more keepalive pings."""
+        self._ping_due = FOREVER
+
+    def _forget_ping(self):
+        with self.lock:
+            (self._pings or {}).pop(self._ping_data, None)      # who answers none must not make them pile up
+            self._ping_data = None
+
+
+########################################################################################################################
+# 10. Drivers
+#
+# Who calls: a loop or run() (CallbackDriver), recv() and send() (BlockingDriver), recv_frame() (FrameDriver). A
+# connection asks its driver and never tests its style; a new style is a new class here. The keeper looks after blocking
+# connections while nobody reads them.
+
+_driving = set()        # the threads that run a loop, or run(): they never wait for anybody
+
+
+class Driver:
+    """What a Connection asks whoever drives it. ``websocket`` is the WebSocket whose methods are to be called."""
+    __slots__ = ('connection',)
+    idle_events = READ      # what a loop is to wait for when nothing is stuck
+    limited = True          # what waits for a peer that does not read is limited: a sender does not wait by itself
+    eager = False           # senders wait by themselves, and the parts of an iterator leave at once
+    websocket = None
+
+    def setting(self, name):
+        """Return the user's setting *name*, one of SETTINGS."""
+        return getattr(self.websocket, name, SETTINGS[name])
+
+    @property
+    def logger(self):
+        """Where the connection logs."""
+        return self.setting('logger') or default_logger()
+
+    def call(self, name, *args):
+        """Call the user's method *name*, outside the dispatch of messages; what it raises fails the connection."""
+        connection = self.connection
+        try:
+            getattr(self.websocket, name)(*args)
+        except Exception as error:
+            if not isinstance(error, ConnectionClosed) or connection.state == OPEN and not connection.output.broken:
+                connection.callback_failed()
+
+    def await_room(self):
+        """Wait until few enough bytes are unsent, if nobody else writes them. Why send() can block, and how long:
+
+        while more than WRITE_SOFT wait, at most WRITE_TIMEOUT after the kernel took the last of them; then the peer is
+        dropped. ConnectionClosed if the connection ends meanwhile.
+        """
+        connection, output = self.connection, self.connection.output
+        while output.queued > WRITE_SOFT and connection.state != CLOSED:
+            if connection.loop is None and time.monotonic() > output.due:
+                connection.drop()
+            elif not connection.wait(WRITE, TURN):
+                self.while_stuck()
+            connection.flush_waiting()
+        if output.chunk is not None and connection.wait(WRITE, 0.01):
+            connection.flush_waiting()      # most often this is all of it, and nobody need be woken
+        with connection.lock:
+            if output.broken or connection.state == CLOSED:
+                raise connection.closed_error()
+            if output.chunk is not None:
+                connection.blocked()        # somebody else writes the rest
+
+    def while_stuck(self):
+        """A sender has waited for a while in vain."""
+
+    def expect_pongs(self):
+        """Pongs are awaited that open the window of keyed messages."""
+
+    def close(self):
+        """Wait for the end of the closing handshake, if this style does."""
+
+    def let_go(self):
+        """The connection is to be ended by this thread: make sure that nobody reads it."""
+
+
+class CallbackDriver(Driver):
+    """A manager's loop, run(), or whoever calls once(): the user's methods are called in the thread that reads."""
+    __slots__ = ('websocket', 'runner')
+
+    def __init__(self, websocket):
+        self.websocket = websocket
+        self.runner = None      # the thread inside run()
+
+    def room(self):
+        """Return how many messages, and how many bytes of them, may be handed over in one go."""
+        return BATCH, MAX_SIZE
+
+    def handle(self, events):
+        """Call the user's methods for a batch of *events*, in the order of the wire."""
+        connection, websocket = self.connection, self.websocket
+        events = iter(events)
+        while True:
+            try:
+                for event in events:
+                    if event.__class__ is TextMessage or event.__class__ is BinaryMessage:
+                        websocket.received_message(event)
+                        if connection.state >= DRAINING:
+                            return
+                    else:
+                        connection.answer(event)
+                return
+            except ConnectionClosed:    # it wanted to answer, and we are closing: go on with the rest
+                if connection.state == OPEN and not connection.output.broken:
+                    return connection.callback_failed()     # it is about another connection, and a mistake
+            except Exception:
+                return connection.callback_failed()
+
+    def pinged(self, ping):
+        """A ping has come, and its pong is on its way."""
+        self.websocket.pinged(ping)
+
+    def ponged(self, pong):
+        """A pong has come that is for the user."""
+        self.websocket.ponged(pong)
+
+    def reading(self):
+        """Tell whether we read all that the peer sends."""
+        return self.connection.output.queued <= WRITE_SOFT
+
+    def may_wait(self):
+        """Tell whether this thread may wait for another one: not a loop, nor a thread inside a callback."""
+        thread = threading.get_ident()
+        return thread not in _driving and thread != self.connection.output.cork
+
+    def await_room(self):
+        """Wait until few enough bytes are unsent; not under a loop, nor inside a callback of this connection."""
+        connection = self.connection
+        if connection.loop is None and connection.output.cork != threading.get_ident() and connection.real:
+            Driver.await_room(self)
+
+    def await_event(self, event, timeout):
+        """Wait for *event* at most *timeout* seconds (None: for ever)."""
+        if self.connection.state != CLOSED:
+            event.wait(timeout)
+
+    def turn(self):
+        """Read once and act on what came; return False when the connection is over."""
+        connection, output = self.connection, self.connection.output
+        websocket = self.websocket
+        try:
+            if connection.loop is None and connection.real and not self._await_input():
+                return connection.state != CLOSED
+            if output.chunk is not None:
+                connection.flush_waiting()
+                if output.marks:
+                    connection.report_sent()
+                if output.queued > WRITE_SOFT and connection.state != CLOSED:
+                    return True     # who does not take our replies is not read
+            if connection.state == CLOSED or connection.sock is None:
+                return False
+            if connection.stream is not None and connection.stream.paused is True:
+                more = connection.process(None)
+            else:
+                data = connection.read()
+                more = data is None or websocket.process(data)
+        except (OSError, TypeError) as error:
+            websocket.unhandled_error(error)
+            return False
+        if more and connection.loop is not None and connection.hidden_input():
+            connection.loop.again(connection)
+        return more
+
+    def _await_input(self):
+        """Wait a while for input, for room to write, or for a clock; return whether there is something to do."""
+        connection, output = self.connection, self.connection.output
+        if connection.sock is None or connection.state == CLOSED:
+            return True
+        if connection.hidden_input() and output.queued <= WRITE_SOFT:
+            return True
+        # in steps, for what another thread leaves to be written, and for the clocks that it starts
+        ready = connection.wait(connection.events | (WRITE if output.queued else 0),
+                                max(0, min(TURN, connection.due - time.monotonic())))
+        if time.monotonic() >= connection.due:
+            connection.tick(time.monotonic())
+        return ready
+
+    def run(self):
+        """Call opened(), read until the connection is over, and end it. In a thread of its own."""
+        connection, websocket, thread = self.connection, self.websocket, threading.get_ident()
+        connection.begin(None)
+        outermost = thread not in _driving
+        self.runner = thread
+        _driving.add(thread)
+        try:
+            self.call('opened')
+            while websocket.once():
+                pass
+        finally:
+            self.runner = None
+            if outermost:
+                _driving.discard(thread)
+            websocket.terminate()
+
+    def recv(self, timeout=None, raw=False):
+        """Refuse: somebody else reads this connection."""
+        raise ConcurrencyError('recv() is for blocking connections, of serve(function), accept() and connect()')
+
+    recv_streaming = recv
+
+    def to_frames(self):
+        """Return the driver for recv_frame(): the first one makes a connection that nobody reads yet a blocking one."""
+        connection = self.connection
+        if connection.begun or connection.state != OPEN:
+            return self.recv()
+        block(connection, self.websocket)
+        return connection.driver.to_frames()
+
+    def close_connection(self):
+        """Close the socket; where a loop, or run() in any thread, reads it, that one closes it at its next look."""
+        if self.connection.loop is None and self.runner is None:
+            self.connection.end()
+        else:
+            self.connection.abort()
+
+
+class Role:
+    """What one thread has at a time, and gives back whatever happens: the reader's role of a blocking connection.
+
+    A *token* is an object of the caller's, fresh for each try. To be used in one ``try: take() ... finally:
+    give_back()``: then even the exception of a signal handler between two instructions leaves nothing taken, which no
+    lock achieves whose acquire() does not wait.
+    """
+    __slots__ = ('_line', '_waiters')
+
+    def __init__(self):
+        self._line = []         # tokens; the first one has the role, the others are about to withdraw
+        self._waiters = []      # locks of threads that wait for it
+
+    def take(self, token):
+        """Return whether the role is ours now."""
+        self._line.append(token)
+        return self._line[0] is token
+
+    def give_back(self, token):
+        """Give the role back, if we have it, and let the others try for it."""
+        if token in self._line:
+            self._line.remove(token)
+        while self._waiters:
+            try:
+                self._waiters.pop().release()
+            except IndexError:      # another thread took the last one
+                break
+
+    def wait(self, timeout):
+        """Wait until the role may be free, at most *timeout* seconds (None: for ever)."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        if not self._line:          # it was given back before we stood in line
+            self.give_back(None)
+        waiter.acquire(True, -1 if timeout is None else timeout)
+        try:
+            self._waiters.remove(waiter)
+        except ValueError:          # it was woken
+            pass
+
+    def hold(self, token):
+        """Take the role, waiting for it; for those who know that nobody has it for long."""
+        while not self.take(token):
+            self.give_back(token)
+            self.wait(TURN)
+
+
+class BlockingDriver(Driver):
+    """Whoever calls recv(): received messages wait in a queue, callbacks for the handler's thread.
+
+    recv(), close() and those who wait for a pong share one pump: whoever has the reader's ``role`` reads, and alone may
+    close the descriptor. What wakes recv() is this: the pump's own poll, or the end of another thread's turn as reader.
+    A close or an error that comes behind messages which nobody has taken yet stands behind them, as the ``verdict``: it
+    takes effect when they are taken, or when the keeper finds the handler absent.
+    """
+    __slots__ = ('messages', 'brought', 'taken', 'high', 'low', 'full', 'raw', 'partly', 'receiving', 'role', 'poll',
+                 'attended', 'absent', 'verdict', 'calls', 'calling', '_websocket')
+    idle_events = 0         # the keeper watches only who is not attended
+    limited, eager = False, True
+
+    def __init__(self, websocket, connection, limits):
+        from weakref import ref
+        self.connection = connection
+        self._websocket = ref(websocket)        # who forgets a connection ends it: see keep()
+        self.messages = deque()
+        self.brought = self.taken = 0           # bytes put into messages, and taken: each has one writer at a time
+        self.high, self.low = limits            # numbers of messages
+        self.full = False                       # high was reached, and low is not again
+        self.raw = None                         # whether recv_frame() is used or recv(), once one was
+        self.partly = None                      # what recv_streaming() left: 'rest' is to be skipped, 'stop' for ever
+        self.receiving = threading.Lock()       # held by recv(): two at once are an error
+        self.role = Role()
+        self.attended = True                    # somebody read since the keeper's last turn
+        self.absent = 0                         # the keeper's turns since then
+        self.verdict = None
+        self.calls = deque()                    # callbacks that wait for the handler's thread: (name, args)
+        self.calling = False                    # it is inside one
+        self.poll = None                        # for the one descriptor, kept: 0.4 us to make and register
+        if connection.real and hasattr(select, 'poll'):
+            self.poll = select.poll()
+            self.poll.register(connection.fd, select.POLLIN)
+
+    @property
+    def websocket(self):
+        return self._websocket()
+
+    def begin(self, loop):
+        """Make the connection a blocking one, which *loop*, the keeper, looks after; call opened()."""
+        connection = self.connection
+        connection.stream.plain = True
+        connection.output.marks = None
+        connection.events = 0
+        connection.begin(loop)
+        loop.look_after(connection)
+        self.later('opened')
+        self.run_calls()
+
+    # What a connection asks
+
+    def room(self):
+        """Return how many messages, and how many bytes of them, may still be queued: see is_full()."""
+        largest = self.connection.stream.max_size
+        return max(1, self.high - len(self.messages)), max(1, 2 * largest - (self.brought - self.taken))
+
+    def is_full(self):
+        """Tell whether no more may be queued: ``high`` messages, and then until ``low``; or two of the largest size."""
+        count = len(self.messages)
+        self.full = count >= self.high or self.full and count > self.low
+        stream = self.connection.stream
+        return stream is None or self.full or count > 0 and self.brought - self.taken > 2 * stream.max_size
+
+    def handle(self, events):
+        """Queue a batch of *events*, and answer those that need no receiver."""
+        connection, messages = self.connection, self.messages
+        for event in events:
+            kind = event.__class__
+            if kind is str or kind is bytes or kind is Fragments:
+                if connection.close_sent is None or len(messages) < self.high:
+                    messages.append(event)
+                    self.brought += len(event)
+                    if len(messages) >= self.high:
+                        self.full = True
+            elif messages and connection.close_sent is None and (isinstance(event, WebSocketException)
+                                                                 or event.opcode == OPCODE_CLOSE):
+                self.verdict = event
+            else:
+                connection.answer(event)
+
+    def pinged(self, ping):
+        """A ping has come: nothing is called for it on a blocking connection."""
+
+    def ponged(self, pong):
+        """A pong has come: the handler's thread is told of it."""
+        self.later('ponged', pong)
+
+    def reading(self):
+        """Tell whether we read all that the peer sends."""
+        return not self.is_full() and self.verdict is None
+
+    def may_wait(self):
+        """Tell whether this thread may wait for another one: not inside a callback."""
+        return not self.calling and threading.get_ident() not in _driving
+
+    def while_stuck(self):
+        loop = self.connection.loop
+        if loop is not None:        # the peer may wait for us to read, or for its pong
+            loop.watch(self.connection, READ | WRITE)
+
+    def expect_pongs(self):
+        loop = self.connection.loop
+        if loop is not None:
+            loop.watch(self.connection, READ | self.connection.events)
+
+    def await_event(self, event, timeout):
+        """Wait for *event* at most *timeout* seconds (None: for ever), reading meanwhile."""
+        self.pump_until(event.is_set, timeout)
+
+    def close_connection(self):
+        """Cut the connection: whoever reads it closes the socket."""
+        self.connection.abort()
+
+    # Callbacks: opened, ponged and closed, in the handler's thread
+
+    def later(self, name, *args):
+        """Have the user's method *name* called when the handler's thread calls us next."""
+        if len(self.calls) < MAX_QUEUE:         # a handler that never calls us must not make them pile up
+            self.calls.append((name, args))
+
+    def run_calls(self, last=False):
+        """Make the calls that wait; closed() once all is received, or if *last*."""
+        if self.calling:
+            return
+        self.calling = True
+        try:
+            while self.calls:
+                name, args = self.calls.popleft()
+                self.call(name, *args)
+            websocket = self.websocket
+            if self.connection.loop is None and (last or not self.messages) and websocket is not None:
+                websocket.terminate()
+        finally:
+            self.calling = False
+
+    # Receiving
+
+    def to_frames(self):
+        """Return the driver for recv_frame(), which takes the place of this one."""
+        if self.receiving.locked():
+            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
+        connection, token = self.connection, object()
+        frames = FrameDriver.__new__(FrameDriver)
+        with self.receiving:
+            self.choose(True)
+            try:
+                self.role.hold(token)
+                for message in [self.messages.popleft() for _ in range(len(self.messages))]:
+                    parts = _as_fragments(message).frames()     # the keeper has been faster
+                    parts[-1].fin = 1
+                    self.messages.extend(parts)
+                if connection.stream is not None:
+                    self.messages.extend(connection.stream.become_raw())
+                self.brought = self.taken + sum(len(frame.body) for frame in self.messages)
+                for name in Driver.__slots__ + BlockingDriver.__slots__:
+                    setattr(frames, name, getattr(self, name))
+                connection.driver = frames
+                connection.stop_keepalive()     # nothing answers for the user, nor asks
+            finally:
+                self.role.give_back(token)
+        return frames
+
+    def choose(self, raw):
+        """The first recv(), or recv_frame() if *raw*, decides what the connection gives: messages or frames."""
+        if self.raw is not None:
+            raise ConcurrencyError('recv() and recv_frame() do not go together')
+        self.raw = raw
+
+    def recv(self, timeout=None, raw=False):
+        """Return the next message (str, bytes or Fragments) or, *raw*, the next Frame. See WebSocket.recv()."""
+        if self.receiving.locked():
+            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
+        # a with statement: no exception of a signal handler comes between acquiring and releasing
+        with self.receiving:
+            if self.raw is not raw:
+                self.choose(raw)
+            if self.partly is not None:
+                self._skip_rest(timeout)
+            message = self.messages.popleft() if self.messages else self._next(timeout)
+            self.taken += len(message.body if raw else message)
+            if self.full:
+                self.role.give_back(None)       # wakes who waits for room
+        if self.calls:
+            self.run_calls()
+        return message
+
+    def _next(self, timeout):
+        if not self.pump_until(self._has_news, timeout) and self.connection.loop is not None:
+            raise TimeoutError('no message in %s seconds' % timeout)
+        if not self.messages:
+            self.pump_until(self._is_over, DRAIN_TIMEOUT)
+            self.run_calls()
+            raise self.connection.closed_error()
+        return self.messages.popleft()
+
+    def _has_news(self):
+        connection = self.connection
+        return self.messages or connection.close_received is not None or connection.state >= DRAINING
+
+    def _is_over(self):
+        return self.connection.loop is None
+
+    def recv_streaming(self, decode=None):
+        """Yield the next message as it arrives: see WebSocket.recv_streaming()."""
+        if self.receiving.locked():
+            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
+        with self.receiving:
+            if self.raw is not False:
+                self.choose(False)
+            if self.partly is not None:
+                self._skip_rest(None)
+            decoder, done = None, False
+            try:
+                while not done:
+                    done, part = self._next_part()
+                    self.partly = None if done else 'rest'
+                    if decoder is None and (part.text if decode is None else decode):
+                        decoder = codecs.getincrementaldecoder('utf-8')()
+                    for piece in part.pieces:
+                        yield piece if decoder is None else decoder.decode(piece)
+            except GeneratorExit:
+                self.partly = 'stop'
+                raise
+
+    def _next_part(self):
+        """Return (whether it is the end of the message, Fragments) of what comes next; ConnectionClosed."""
+        stream = self.connection.stream
+        self.pump_until(lambda: self._has_news() or stream is not None and stream.has_fragments)
+        part, token = None, object()
+        try:
+            while not self.messages and not self.role.take(token):      # a message may come before the role does
+                self.role.give_back(token)
+                self.role.wait(TURN)
+            if not self.messages and stream is not None:
+                part = stream.take_fragments()
+        finally:
+            self.role.give_back(token)
+        done = part is None
+        if done and not self.messages:
+            raise self.connection.closed_error()
+        if done:
+            part = self.messages.popleft()
+            self.taken += len(part)
+        return done, _as_fragments(part)
+
+    def _skip_rest(self, timeout):
+        """Skip what recv_streaming() left of its message when it raised. ConcurrencyError if it was abandoned."""
+        if self.partly == 'stop':
+            raise ConcurrencyError('recv_streaming() was abandoned before the end of its message')
+        if not self.messages and not self.pump_until(self._has_news, timeout):
+            raise TimeoutError('no message in %s seconds' % timeout)
+        if self.messages:
+            self.taken += len(self.messages.popleft())
+        self.partly = None
+
+    # The pump
+
+    def pump_until(self, ready, timeout=None):
+        """Read until *ready*() is true, the connection over, or *timeout* seconds gone; return ready().
+
+        Takes the reader's role, or waits for what the thread that has it brings. If it can it reads at least once.
+        """
+        role, deadline = self.role, due_in(timeout)
+        while True:
+            token, stood_back = object(), True
+            try:
+                if role.take(token) and (ready() or self._pump(timeout)):
+                    stood_back = False
+            finally:
+                role.give_back(token)
+            if ready():
+                return True
+            if self.connection.loop is None:
+                return bool(ready())        # it may have come with the end
+            if stood_back and (timeout is None or timeout > 0):
+                role.wait(TURN if timeout is None else min(timeout, TURN))
+            if timeout is not None:
+                timeout = deadline - time.monotonic()
+                if timeout <= 0:
+                    return bool(ready())
+
+    def _pump(self, timeout=0):
+        """Read once, waiting at most *timeout* seconds, and queue what came; the caller has the reader's role.
+
+        Return False if there is no room: who waits for a pong must not read past the limit; recv() makes room.
+        """
+        connection = self.connection
+        self.attended = True
+        if self.verdict is not None and not self.messages:
+            self._conclude()
+        if connection.state == CLOSED or connection.loop is None:
+            connection.end()
+        elif self.messages and self.is_full() and connection.close_sent is None:
+            return False
+        elif connection.stream.paused:
+            connection.process(None)
+        elif self._await_input(timeout):
+            self._read()
+        return True
+
+    def _await_input(self, timeout):
+        connection = self.connection
+        if connection.tls and connection.hidden_input():
+            return True
+        if self.poll is None:
+            return connection.wait(READ, timeout)
+        return bool(self.poll.poll(_milliseconds(timeout)))
+
+    def _read(self):
+        connection = self.connection
+        if connection.output.chunk is not None:
+            connection.flush_waiting()
+        try:
+            data = connection.read()
+        except (OSError, TypeError) as error:
+            connection.log('connection lost: %s', quote(str(error)))
+            data = b''
+        except BaseException:       # of a signal handler: what was read is lost
+            connection.abort()
+            raise
+        if data == b'' or connection.state == CLOSED:
+            self._conclude()
+            connection.end()
+        elif data is not None:
+            connection.process(data)
+
+    def _conclude(self):
+        """Let the verdict take effect. The caller has the reader's role."""
+        event, self.verdict = self.verdict, None
+        if event is not None and self.connection.loop is not None:
+            self.connection.answer(event)
+
+    def close(self):
+        """Wait for the end of the closing handshake and of TCP; cut it when they take too long.
+
+        While large messages still leave to a peer that reads, it waits on: what was sent before close() arrives.
+        """
+        if self.calling:
+            return
+        connection, token = self.connection, object()
+        if self.verdict is not None:
+            try:
+                if self.role.take(token):
+                    self._conclude()
+            finally:
+                self.role.give_back(token)
+        timeout, written = self.setting('close_timeout'), -1
+        timeout = None if timeout is None else timeout + DRAIN_TIMEOUT
+        while connection.output.written > written and connection.state != CLOSED:
+            written = connection.output.written
+            if self.pump_until(self._is_over, timeout):
+                break
+        self.let_go()
+        self.run_calls(True)
+
+    def let_go(self):
+        """Cut the connection, and wait until whoever reads it has closed the descriptor."""
+        if self.connection.loop is not None:
+            self.connection.abort()
+            self.pump_until(self._is_over, DRAIN_TIMEOUT)
+
+    def keep(self, at_turn):
+        """The keeper's look: *at_turn* every TURN seconds, else because the socket is ready. Return the events to watch.
+
+        | handler          | receive queue | verdict | what the keeper does            | waits for               |
+        |------------------|---------------|---------|---------------------------------|-------------------------|
+        | attends (it read | any           | any     | writes what is stuck            | WRITE if more is stuck  |
+        | since last turn) |               |         |                                 |                         |
+        | is absent        | has room      | none    | reads once, answers pings       | READ, and WRITE if more |
+        |                  |               |         |                                 | is stuck                |
+        | is absent        | is full       | none    | nothing: the peer's buffers     | WRITE if more is stuck  |
+        |                  |               |         | fill, and that is no fault      |                         |
+        | is absent        | any           | waits   | lets it take effect: answers    | READ for the end of TCP |
+        |                  |               |         | the close, or fails             |                         |
+        | is gone (nobody  | any           | any     | closes with 1001 and reads on,  | READ                    |
+        | refers to it)    |               |         | until the end or the deadline   |                         |
+
+        A handler that computes for a minute is absent: its pings are answered within TURN of the interpreter's time.
+        """
+        connection = self.connection
+        if at_turn:
+            self.absent = 0 if self.attended else self.absent + 1
+            self.attended = False
+        connection.flush_waiting()
+        latest = connection.output.latest
+        waiting = latest is not None and bool(latest.waiting)       # for the pongs that open the window
+        stuck = WRITE if connection.output.chunk is not None else 0
+        if (not self.absent if at_turn else self.attended) and connection.state != CLOSED and not waiting:
+            return stuck
+        token = object()
+        try:
+            if not self.role.take(token):
+                return stuck
+            gone = self.websocket is None
+            if gone and connection.state == OPEN:
+                self.messages.clear()
+                with connection.lock:
+                    connection.send_close(1001)
+            if self.absent or gone:
+                self._conclude()
+            open_ended = not self.is_full() or connection.close_sent is not None
+            if connection.loop is not None and (open_ended or connection.state == CLOSED):
+                self._pump()
+                if connection.loop is not None and connection.hidden_input() and not self.is_full():
+                    connection.loop.again(connection)
+            self.attended = False
+        finally:
+            self.role.give_back(token)
+        return (READ if open_ended and self.verdict is None else 0) | stuck
+
+
+class FrameDriver(BlockingDriver):
+    """Whoever calls recv_frame(): every frame is queued, control frames too, and nothing is answered."""
+    __slots__ = ()
+
+    def to_frames(self):
+        return self
+
+    def handle(self, events):
+        connection = self.connection
+        for event in events:
+            if event.__class__ is not Frame:
+                connection.answer(event)        # an error
+                continue
+            self.messages.append(event)
+            self.brought += len(event.body)
+            if event.opcode == OPCODE_CLOSE:
+                try:
+                    message = parse_close(event.body)
+                except WebSocketException as error:
+                    connection.fail(error)
+                    return
+                with connection.lock:
+                    connection.note_close(received=message)
+
+
+def _as_fragments(message):
+    """Return a received *message* (str, bytes or Fragments) as Fragments."""
+    if message.__class__ is Fragments:
+        return message
+    return Fragments(message.__class__ is str, [_message_bytes(message)])
+
+
+class Keeper(Loop):
+    """The one thread that looks after blocking connections while nobody reads them; it runs no user code.
+
+    Every 0.25 s it begins to watch those that were not read since the last time: pings are answered and a close is
+    noticed, while the handler computes. It lets go of those whose reader is back, runs their clocks, and writes what
+    the kernel did not take at once. What it does with each stands in BlockingDriver.keep().
+    """
+
+    def __init__(self):
+        Loop.__init__(self)
+        self.pid = os.getpid()
+        self._turn_due = 0
+        threading.Thread(target=self.run, name='minws-keeper', daemon=True).start()
+
+    def run(self):
+        """Go round for ever."""
+        self.thread_id = threading.get_ident()
+        _driving.add(self.thread_id)
+        while True:
+            try:
+                self.go_round()
+            except Exception:
+                default_logger().error('exception in the keeper', exc_info=True)
+
+    def look_after(self, connection):
+        """Look after a blocking *connection* from now on."""
+        with self._guard:
+            self.entries[connection.fd] = connection
+            self._next = min(self._next, due_in(TURN))
+        self.wake()
+
+    def serve(self, entry, at_turn=False):
+        """Give *entry* its look, and watch what it asks for."""
+        try:
+            self.watch(entry, entry.driver.keep(at_turn))
+        except Exception:       # one bad entry must not harm the others
+            default_logger().error('exception in the keeper', exc_info=True)
+            entry.abort()
+
+    def run_clocks(self, now):
+        """Run the clocks, and every TURN seconds look at everybody."""
+        Loop.run_clocks(self, now)
+        if now >= self._turn_due:
+            self._turn_due = now + TURN
+            for entry in list(self.entries.values()):
+                self.serve(entry, at_turn=True)
+        if self.entries:
+            self._next = min(self._next, self._turn_due)
+
+
+_keeper = None
+_keeper_guard = threading.Lock()
+
+
+def keeper():
+    """Return the process's Keeper, started at the first call (and again in a fork, which inherits no threads)."""
+    global _keeper
+    with _keeper_guard:
+        if _keeper is None or _keeper.pid != os.getpid():
+            _keeper = Keeper()
+        return _keeper
+
+
+def block(connection, websocket):
+    """Make *connection*, the inside of *websocket*, a blocking one."""
+    limits = websocket.max_queue if isinstance(websocket.max_queue, tuple) else (websocket.max_queue, None)
+    high = UNLIMITED if limits[0] is None else limits[0]
+    connection.driver = BlockingDriver(websocket, connection, (high, high // 4 if limits[1] is None else limits[1]))
+    connection.driver.begin(keeper())
+
+
+########################################################################################################################
+# 11. WebSocket
+#
+# The public names of a connection, for all styles; and what tests need instead of a network.
+
+
+def _forward(name, settable=False, doc=None):
+    """Return a property for the attribute *name* of the connection inside; *doc* says what it is."""
+    def get(self):
+        return getattr(self._connection, name)
+
+    def put(self, value):
+        setattr(self._connection, name, value)
+
+    return property(get, put if settable else None, doc=doc)
+
+
+class WebSocket:
     """One end of a connection whose opening handshake is done: RFC 6455 on *sock*, any socket-like object.
 
     *protocols* is the list of subprotocols negotiated, *extensions* the extensions, *environ* a WSGI environ,
@@ -2278,52 +3908,29 @@ class WebSocket(Transport):
     environ request response path_args username latency close_code close_reason client_terminated server_terminated
     reading_buffer_size heartbeat_freq logger``; the limits below can be set in a subclass.
     """
-    __slots__ = ('stream', 'client_terminated', 'server_terminated', '_failed', '_marks', '_latest', '_turn_owner',
+    __slots__ = ('protocols', 'extensions', 'environ', 'heartbeat_freq', 'request', 'response', '_connection',
                  '__dict__', '__weakref__')
     ping_interval = PING_INTERVAL       # seconds; None: no keepalive
     ping_timeout = PING_TIMEOUT         # seconds; None: never
     close_timeout = CLOSE_TIMEOUT       # seconds; None: never
     max_queue = MAX_QUEUE
 
-    reading_buffer_size = READ_SIZE
-    request = response = None           # of the opening handshake
     subprotocol = username = None
     path_args = {}
-    close_code = close_reason = None    # the peer's, as int and str; 1006 without its close frame
-    latency = 0.0                       # seconds of the last measured round trip
-    dropped = 0                         # keyed messages that newer ones replaced before they were sent
-
     _logger = None
-    _connecting = False
-    _opened = False
-    _sent_close = None                  # (code, reason) of our close frame
-    _closed_called = False
-    _deadline = FOREVER                 # of the closing handshake, monotonic
-    _ping_due = FOREVER                 # when the next keepalive ping, or the verdict on the last one, is due
-    _ping_out = False                   # it is the verdict
-    _ping_data = None                   # of the last one
-    _beat_due = FOREVER                 # when the next unsolicited pong is due
-    _pings = None                       # unanswered pings: OrderedDict of payload → PongWaiter
-    _waiting_pong = None                # the newest, while output is stuck
-    _turn_free = None                   # a condition on the lock, made by the first of them
-    _held = ()                          # what was broadcast meanwhile, a list of bytes
 
     def __init__(self, sock, protocols=None, extensions=None, environ=None, heartbeat_freq=None):
-        Transport.__init__(self, sock)
-        self.stream = Stream()
-        self.client_terminated = False      # the peer's close frame has come, or nothing more will
-        self.server_terminated = False      # our close frame is out (the names are those of a server)
-        self._failed = False                # by us: input is only drained
-        self._latest = None                 # a Latest, once something was sent with a key
-        self._turn_owner = None             # the thread that sends a fragmented message
-        # if sent() is overridden: (_written when it has left, message)
-        self._marks = None if type(self).sent is WebSocket.sent else deque()
+        driver = CallbackDriver(self)
+        self._connection = driver.connection = Connection(sock, Stream(), driver)
         self.protocols = protocols
         self.extensions = extensions
         self.environ = environ
         self.heartbeat_freq = heartbeat_freq
+        self.request = self.response = None     # of the opening handshake
+        if type(self).sent is not WebSocket.sent:
+            self._connection.output.marks = deque()
         if extensions and all(isinstance(extension, Extension) for extension in extensions):
-            self.stream.use(extensions)
+            self._connection.use(extensions)
 
     # To be overridden
 
@@ -2340,16 +3947,26 @@ class WebSocket(Transport):
         """A *ping* (PingControlMessage) has come; the pong is already on its way."""
 
     def ponged(self, pong):
-        """A *pong* (PongControlMessage) has come."""
+        """A *pong* (PongControlMessage) has come, one that answers no keepalive ping."""
 
     def sent(self, message):
         """*message*, as given to send(), has left: the kernel has all of it. Callback-driven connections only."""
 
     def unhandled_error(self, error):
         """A socket or OS error has ended the connection; called before ``closed``. Logs it."""
-        self.logger.info('%s: connection lost: %s', format_addresses(self), quote(str(error)))
+        self._connection.log('connection lost: %s', quote(str(error)))
 
     # Facts
+
+    stream = _forward('stream', True, 'The Stream; None once the connection is terminated.')
+    sock = connection = _forward('sock', True, 'The socket; None once it is closed.')
+    local_address = _forward('local_address', doc='Our address, (host, port), or the path of a unix socket.')
+    peer_address = remote_address = _forward('peer_address', doc="The peer's address, likewise.")
+    close_code = _forward('close_code', doc="The peer's close code; 1006 at the end without one; None before.")
+    close_reason = _forward('close_reason', doc='The reason (str) that goes with close_code.')
+    latency = _forward('latency', doc='Seconds of the last measured round trip.')
+    dropped = _forward('dropped', doc='Keyed messages that newer ones replaced before they were sent.')
+    reading_buffer_size = _forward('read_size', True, 'Bytes asked of one recv().')
 
     @property
     def logger(self):
@@ -2361,29 +3978,31 @@ class WebSocket(Transport):
         self._logger = logger
 
     @property
-    def connection(self):
-        """The socket."""
-        return self.sock
+    def client_terminated(self):
+        """The peer's close frame has come, or nothing more will (the names are those of a server)."""
+        return self._connection.close_received is not None or self._connection.state == CLOSED
+
+    @property
+    def server_terminated(self):
+        """Our close frame is out, or nothing more can be."""
+        return self._connection.close_sent is not None or self._connection.state == CLOSED
 
     @property
     def terminated(self):
         """True if both sides are done."""
-        return self.client_terminated is True and self.server_terminated is True
+        return self.client_terminated and self.server_terminated
 
     @property
     def state(self):
         """One of State.CONNECTING, OPEN, CLOSING, CLOSED."""
-        if self._ended or self.sock is None:
-            return State.CLOSED
-        if self._connecting:
-            return State.CONNECTING
-        return State.CLOSING if self.client_terminated or self.server_terminated else State.OPEN
+        connection = self._connection
+        return State.CLOSED if connection.sock is None else _PUBLIC_STATES[connection.state]
 
     @property
     def buffered_amount(self):
         """Bytes that were sent but not yet taken by the kernel."""
-        with self._lock:
-            return self._queued or sum(map(len, self._out))
+        with self._connection.lock:
+            return self._connection.output.amount
 
     def respond(self, status, text):
         """Return a plain text Response, for process_request and process_response: *status* int, *text* str."""
@@ -2395,17 +4014,22 @@ class WebSocket(Transport):
         """Send *message*: str as text, bytes-like as binary; an iterable of either as fragments; or a Message.
 
         *binary* or *text* (bool) decide instead of the type: bytes sent as text must be UTF-8 (ValueError). Whole
-        messages of several threads never mix. One leaves at once, or at the end of the callback that sent it; a
-        blocking connection, or run(), waits while more than 64 KiB are unsent. With a *key*, the latest value wins:
-        while the peer is slower than we are, a newer message replaces the one of the same key that waits, and nothing
-        blocks.
+        messages of several threads never mix. One leaves at once, or at the end of the callback that sent it. A
+        blocking connection, or run(), waits while more than 64 KiB are unsent, until the peer is dropped because it took
+        nothing for 10 s; under a manager nothing waits, and who lets 1 MiB wait is dropped. With a *key*, the latest
+        value wins: while the peer is slower than we are, a newer message replaces the one of the same key that waits,
+        and nothing blocks.
+
+        The last item of a sequence is the final fragment. Of an iterator a blocking connection sends each item at once
+        and ends with an empty fragment; elsewhere one item is held back, so that the last is the final one.
 
         ConnectionClosed if the connection is closed, TypeError for what cannot be sent; an iterable that raises or
         mixes types fails the connection with 1011.
         """
-        loop = self._loop
-        if loop is not None and loop._shared:
-            loop._share()       # what was broadcast before this message arrives before it
+        connection = self._connection
+        loop = connection.loop
+        if loop is not None and loop.pending is not None:
+            loop.share()        # what was broadcast before this message arrives before it
         if text is not None:
             if binary is not None:
                 raise TypeError('binary and text say the same thing: give one of them')
@@ -2419,111 +4043,43 @@ class WebSocket(Transport):
             opcode, data = OPCODE_TEXT, message.encode()
         else:
             opcode, data = _sendable(message, binary)
-            if opcode is None and key is None:
-                self._send_fragments(data, binary)
-                return
         if key is not None:
-            self._send_latest(key, (opcode, data))
-            return
-        with self._lock:
-            if self._swift and len(data) < 126 and self._chunk is None:
+            check_keyed(opcode)
+            with connection.lock:
+                return connection.put_keyed(key, opcode, data)
+        if opcode is None:
+            return connection.send_fragments(fragments(data, binary, connection.driver.eager))
+        size, output = len(data), connection.output
+        with connection.lock:
+            swift = connection.swift and output.chunk is None and size <= WRITE_SOFT
+            if swift:
                 # the common case, written out: 0.76 us against 1.34
-                self._out.append(SHORT_HEADS[0x80 | opcode][len(data)] + data)
-                if self._corked == threading.get_ident() and len(self._out) < 64:
-                    return
-                self._flush()
-            else:
-                self._check_open()
-                self._transmit_message(opcode, data)
-                if self._marks is not None and not self._mute:
-                    self._marks.append((self._written + self.buffered_amount, message))
-        if self._queued > WRITE_SOFT:
-            self._await_written()
-        if self._marks is not None and self._corked is None:
-            self._report_sent()
-
-    def _transmit_message(self, opcode, data):
-        """Send a whole message, a large one without joining it to its header if it can leave as it is."""
-        self._waits = self._inbox is not None and len(data) > WRITE_SOFT    # else the keeper would wake for nothing
-        if len(data) > WRITE_SOFT and self.stream.sharing == () and self._real:
-            self._transmit(pack_frame_head(0x80 | opcode, len(data)))
-            self._transmit(data)
-        else:
-            self._transmit(self.stream.encode(opcode, data))
-        self._waits = False
-
-    def _send_latest(self, key, sendable, frame=None):
-        """Send (opcode, payload), or let it wait for its turn; *frame* is it encoded, if it is that for everybody."""
-        if sendable[0] is None:
-            raise TypeError('a message with a key is str or bytes, not an iterable')
-        with self._lock:
-            self._check_open(data=self._turn_owner == threading.get_ident())
-            latest = self._latest = self._latest or Latest()
-            if key in latest.waiting:
-                self.dropped += 1
-            latest.waiting[key] = sendable, frame
-            self._release_latest()
-            if latest.waiting and latest.due < self._due:
-                self._set_due()
-        loop = self._loop
-        if self._inbox is not None and len(latest.flight) >= WINDOW and loop is not None:
-            loop.watch(self, READ)      # for the pongs that open the window
-
-    def _release_latest(self):
-        """Send keyed messages that wait, as far as the window allows. The lock is held."""
-        latest = self._latest
-        if self._chunk is not None:
-            self._more = True
-        if (not latest.waiting or len(latest.flight) >= WINDOW or self._chunk is not None or self.server_terminated
-                or self._turn_owner is not None):
-            return
-        frames = []
-        while latest.waiting and len(latest.flight) < WINDOW:
-            _, ((opcode, data), frame) = latest.waiting.popitem(last=False)
-            latest.count += 1
-            ping = b'minws' + latest.count.to_bytes(6, 'big')
-            latest.flight[ping] = True
-            frames += [frame or self.stream.encode(opcode, data), self.stream.encode(OPCODE_PING, ping)]
-        self._transmit(b''.join(frames))
-        latest.due = due_in(PATIENCE)
-        self._set_due()
-
-    def _report_sent(self):
-        """Call sent() for the messages that have left; in the dispatching thread or the sender's."""
-        while self._marks and self._marks[0][0] <= self._written:
-            try:
-                message = self._marks.popleft()[1]
-            except IndexError:      # another thread reports it
-                break
-            self._call(self.sent, message)
+                head = SHORT_HEADS[0x80 | opcode][size] if size < 126 else pack_frame_head(0x80 | opcode, size)
+                output.frames.append(head + data)
+                if output.cork != threading.get_ident() or size > 4096 or len(output.frames) > 64:
+                    connection.flush()
+        if not swift:
+            connection.send([(opcode, data, True)], message)
+            if output.marks is not None and output.cork is None:
+                connection.report_sent()
+        if output.queued > WRITE_SOFT:
+            connection.driver.await_room()
 
     def ping(self, data=None, ack_on_close=False):
         """Send a ping with *data* (str, or at most 125 bytes; None: 4 random ones) and return its PongWaiter.
 
         ConcurrencyError if a ping with the same data is unanswered. Measures ``latency`` when the pong comes.
         """
-        data = os.urandom(4) if data is None else _control_data(data)
-        waiter = PongWaiter(self, ack_on_close)
-        with self._lock:
-            self._check_open(data=False)
-            if self._pings is None:
-                self._pings = OrderedDict()
-            if data in self._pings:
-                raise ConcurrencyError('a ping with the same data is unanswered')
-            self._pings[data] = waiter
-            self._transmit(self.stream.encode(OPCODE_PING, data))
-        return waiter
+        return self._connection.ping(os.urandom(4) if data is None else _control_data(data), ack_on_close)
 
     def pong(self, data=b''):
         """Send an unsolicited pong with *data* (str, or at most 125 bytes)."""
-        data = _control_data(data)
-        with self._lock:
-            self._check_open(data=False)
-            self._transmit(self.stream.encode(OPCODE_PONG, data))
+        self._connection.pong(_control_data(data))
 
     def close(self, code=1000, reason=''):
         """Begin the closing handshake, once; ValueError for a code that must not be sent or a reason over 123 bytes.
 
+        What was sent before leaves before the close frame; nothing is sent after it but pongs, until the peer's has come.
         A blocking connection waits for its end, at most close_timeout (and 1 s for TCP); elsewhere, and inside
         callbacks, this sends and returns.
         """
@@ -2533,140 +4089,17 @@ class WebSocket(Transport):
             raise ValueError('close code %r may not be sent' % (code,))
         if len(reason) > 123:
             raise ValueError('a close reason has at most 123 bytes')
-        loop = self._loop
-        if loop is not None and loop._shared:
-            loop._share()
-        with self._lock:
-            if self._connecting:
-                self._abort()
-            elif not self.server_terminated:
-                self._send_close(code, reason)
-                if self.client_terminated:      # by a close frame that recv_frame() gave to the user
-                    self._end_tcp()
-        if self._inbox is not None and not self._inbox.calling:
-            self._await_end()
+        connection = self._connection
+        loop = connection.loop
+        if loop is not None and loop.pending is not None:
+            loop.share()
+        if connection.state == CONNECTING:
+            connection.abort()
+        with connection.lock:
+            connection.send_close(code, reason)
+        connection.driver.close()
 
-    def _check_open(self, data=True):
-        """Raise ConnectionClosed unless something, *data* for instance, may be sent. The lock is held."""
-        if self.server_terminated or self._mute or self.sock is None:
-            raise self._connection_closed()
-        if self._connecting:
-            raise ConcurrencyError('the opening handshake is not complete')
-        if data and self._turn_owner is not None:
-            self._take_turn()
-
-    def _connection_closed(self):
-        """Return the exception that says how the connection was closed."""
-        rcvd, sent = None, self._sent_close
-        if self.close_code not in (None, 1006):
-            rcvd = self.close_code, self.close_reason
-        good = (1000, 1001, 1005)
-        kind = ConnectionClosedOK if rcvd and sent and rcvd[0] in good and sent[0] in good else ConnectionClosedError
-        return kind(self.close_code or 1006, self.close_reason or '', rcvd, sent)
-
-    def _take_turn(self):
-        """Wait until no fragmented message of another thread is on its way. The lock is held, and let go meanwhile."""
-        if self._turn_owner == threading.get_ident():
-            raise ConcurrencyError('a message cannot be sent from inside another one, from its own iterable')
-        while self._turn_owner is not None:
-            self._turn_free.wait()
-        if self.server_terminated or self._ended or self._mute:
-            raise self._connection_closed()
-
-    def _send_fragments(self, chunks, binary):
-        """Send the *chunks* of an iterable as they come; other messages wait, control frames pass."""
-        with self._lock:
-            self._check_open()
-            self._turn_free = self._turn_free or threading.Condition(self._lock)
-            self._turn_owner, self._swift = threading.get_ident(), False
-        opcode = None
-        utf8 = Utf8Validator() if binary is False else None     # a character may be cut between two fragments of bytes
-        try:
-            for chunk in chunks:
-                kind, data = _sendable(chunk, None if utf8 and not isinstance(chunk, str) else binary)
-                if utf8 and kind == OPCODE_BINARY:
-                    kind = OPCODE_TEXT
-                if kind is None or opcode not in (None, kind):
-                    raise TypeError('the fragments of a message are all str or all bytes')
-                if utf8 and not utf8.validate(data)[0]:
-                    raise ValueError('text is not UTF-8')
-                self._send_fragment(kind if opcode is None else OPCODE_CONTINUATION, data, False)
-                opcode = kind
-            if utf8 and utf8.state:
-                raise ValueError('text ends inside a character')
-            if opcode is not None:
-                self._send_fragment(OPCODE_CONTINUATION, b'', True)
-        except ConnectionClosed:
-            raise
-        except BaseException:
-            if opcode is not None:      # half a message is out: it must never look like a whole one
-                self._fail(WebSocketException('fragmented message was given up', 1011))
-            raise
-        finally:
-            with self._lock:
-                self._turn_owner = None
-                self._turn_free.notify_all()
-                self._set_swift()
-                held, self._held = self._held, ()
-                if not self.server_terminated and self.sock is not None:
-                    for data in held:
-                        self._transmit(data)
-                    if self._latest is not None:
-                        self._release_latest()
-
-    def _send_fragment(self, opcode, data, fin):
-        with self._lock:
-            self._check_open(data=False)
-            self._transmit(self.stream.encode(opcode, data, fin))
-        if self._queued > WRITE_SOFT:
-            self._await_written()
-
-    def _set_swift(self):
-        self._swift = (self._real and self._opened and self._marks is None and not self.server_terminated
-                       and not self._mute and self.stream is not None and self.stream.sharing == ())
-
-    def _write_more(self):
-        if self._waiting_pong is not None and not self.server_terminated:
-            data, self._waiting_pong = self._waiting_pong, None
-            self._transmit(self.stream.encode(OPCODE_PONG, data))
-        Transport._write_more(self)
-        if self._latest is not None and self._latest.waiting:
-            self._release_latest()
-
-    def _await_written(self):
-        """Wait until few enough bytes are unsent: the caller is a blocking sender, or nobody else would write."""
-        if self._inbox is None and (self._loop is not None or self._corked == threading.get_ident()):
-            return
-        while self._queued > WRITE_SOFT and not self._dead and not self._ended:
-            loop = self._loop
-            if loop is None and time.monotonic() > self._write_due:
-                self._drop()
-            if not self._wait(WRITE, TURN) and self._inbox is not None and loop is not None:
-                loop.watch(self, READ)      # the peer may wait for us to read, and somebody must answer its pings
-            self.flush()
-        if self._chunk is not None and self._wait(WRITE, 0.01):
-            self.flush()                # most often this is all of it, and the keeper need not wake
-        with self._lock:
-            if self._dead or self._ended or self._mute:
-                raise self._connection_closed()
-            if self._chunk is not None:
-                self._blocked()         # somebody else writes the rest
-
-    def _send_close(self, code, reason):
-        """Send our close frame, once (*code* None: an empty one). The lock is held."""
-        stream = self.stream
-        if self.server_terminated or stream is None or self.sock is None:
-            return
-        self._sent_close = (1005 if code is None else code), str(reason, 'utf-8', 'replace')
-        try:
-            self._transmit(stream.close(code, reason).single(mask=stream.always_mask))
-        except OSError:         # a mock, or a socket of one's own: nobody is there to hear it
-            pass
-        self.server_terminated, self._swift = True, False
-        self._deadline = due_in(self.close_timeout)
-        self._set_due()
-
-    # Receiving: what comes, in the order of the wire
+    # Driven by callbacks: by a manager, by run(), or by whoever calls once()
 
     def process(self, bytes):
         """Feed *bytes* to the stream and act on what is in them; return False when the connection is over.
@@ -2675,365 +4108,50 @@ class WebSocket(Transport):
         received_message, or to recv(), pongs to ponged; pings are answered, a close frame and errors begin the end. One
         that overrides this sees what once() reads, though not what came with the opening handshake.
         """
-        stream, inbox = self.stream, self._inbox
-        if not bytes and bytes is not None or stream is None:
-            return False
-        if self._failed or self.client_terminated:
-            stream.paused = False
-            return True         # drained, lest TCP resets what we wrote
-        self._corked = threading.get_ident()        # so that the replies of a batch leave in one send
-        try:
-            events = iter(stream.receive(bytes, BATCH if inbox is None else max(1, inbox.high - len(inbox.messages))))
-            while events is not None:
-                try:
-                    for event in events:
-                        if event.__class__ is TextMessage or event.__class__ is BinaryMessage:
-                            self.received_message(event)
-                            if self._failed:
-                                break
-                        elif inbox is None:
-                            self._control(event)
-                        else:
-                            self._queue(event)
-                    events = self._paused_events() if stream.paused and self.stream is not None else None
-                except ConnectionClosed:        # it wanted to answer, and we are closing: go on with the rest
-                    if self.state is State.OPEN and not self._mute:
-                        raise       # it is about another connection, and a mistake like any other
-        except Exception:
-            if inbox is not None:       # no callback, but a socket that only looks like one
-                raise
-            self._callback_failed()
-        finally:
-            self._corked = None
-            if self._out:
-                with self._lock:
-                    if self.sock is not None:
-                        self._flush()
-            if self._marks:
-                self._report_sent()
-        if not self._real and (self.client_terminated or self._failed):
-            return False        # there is no TCP to end
-        return not self._dead and self.stream is not None
-
-    def _paused_events(self):
-        """Return more events of a batch that was too large for one go, or None: others have their turn, or no room."""
-        room = BATCH if self._inbox is None else self._room()
-        if self._failed or room <= 0:
-            return None
-        if self._inbox is None and self._loop is not None:
-            return self._loop.again(self)
-        return iter(self.stream.receive(None, room))
-
-    def _call(self, callback, *args):
-        """Call a user's *callback* outside the dispatch of messages."""
-        try:
-            callback(*args)
-        except Exception as error:
-            if not isinstance(error, ConnectionClosed) or self.state is State.OPEN and not self._mute:
-                self._callback_failed()
-
-    def _callback_failed(self):
-        self.logger.error('%s: exception in a callback', format_addresses(self), exc_info=True)
-        self._fail(WebSocketException('internal error', 1011), logged=True)
-
-    def _control(self, event):
-        """Act on a control message, or on the error that ends the stream."""
-        if isinstance(event, WebSocketException):
-            self._fail(event)
-        elif event.opcode == OPCODE_PING:
-            self._answer(event)
-            if self._inbox is None:
-                self.pinged(event)
-        elif event.opcode == OPCODE_PONG:
-            if self._acknowledge(event.data):
-                self._later(self.ponged, event)
-        else:
-            self._receive_close(event)
-
-    def _later(self, callback, *args):
-        """Call a user's *callback*: now, or on a blocking connection when its handler's thread calls us next."""
-        inbox = self._inbox
-        if inbox is None:
-            callback(*args)
-        elif len(inbox.calls) < MAX_QUEUE:      # a handler that never calls us must not make them pile up
-            inbox.calls.append((callback, args))
-
-    def _answer(self, ping):
-        with self._lock:
-            if self._chunk is not None:         # output is stuck: only the newest pong waits (5.5.3)
-                self._waiting_pong, self._more = ping.data, True
-            elif not self.server_terminated and self.sock is not None:
-                self._transmit(self.stream.encode(OPCODE_PONG, ping.data))
-
-    def _acknowledge(self, data):
-        """A pong answers the ping of the same *data*, and every earlier one. False if it is for a keyed message."""
-        answered = []
-        with self._lock:
-            latest = self._latest
-            if latest is not None and data in latest.flight:
-                while latest.flight.popitem(last=False)[0] != data:
-                    pass
-                self._release_latest()
-                return False
-            while data in (self._pings or ()):
-                answered.append(self._pings.popitem(last=False)[1])
-        for waiter in answered:
-            waiter.acknowledge()
-            self.latency = waiter.latency
-        return bool(answered) or latest is None or data[:5] != b'minws'
-
-    def _receive_close(self, message):
-        self.close_code = message.code
-        self.close_reason = str(message.reason, 'utf-8')
-        with self._lock:
-            self.stream.closing = message
-            self._send_close(None if message.code == 1005 else message.code, message.reason)
-            self.client_terminated = True
-            self._end_tcp()
-
-    def _fail(self, error, logged=False):
-        """Fail the connection (RFC 6455 7.1.7): send the close code of *error*, read no more, end TCP."""
-        if not logged:
-            self.logger.info('%s: failed with %d: %s', format_addresses(self), error.code, quote(str(error)))
-        with self._lock:
-            if self._failed or self.stream is None:
-                return
-            self._failed = True
-            self.stream.errors.append(CloseControlMessage(error.code, str(error)))
-            self._send_close(error.code, str(error).encode('utf-8')[:123])
-            self._end_tcp()
-
-    def _end_tcp(self):
-        """The closing handshake is done, or pointless: a server ends TCP first, a client waits for that (7.1.1)."""
-        if self._failed or self.stream.expect_masking:
-            self._half_closing = self._more = True
-            if not self._out and self._chunk is None and self.sock is not None:
-                self._half_close()
-        self._set_due()
-
-    def _half_close(self):
-        Transport._half_close(self)
-        self._deadline = due_in(DRAIN_TIMEOUT)
-        self._set_due()
-
-    # What the opening handshake has brought
-
-    def _use(self, subprotocol, extensions):
-        self.subprotocol = subprotocol
-        self.protocols = [subprotocol] if subprotocol else []
-        self.extensions = extensions
-        self.stream.use(extensions)
-
-    def _be_client(self, subprotocol, extensions):
-        self.stream.always_mask, self.stream.expect_masking, self.stream.sharing = True, False, None
-        self._use(subprotocol, extensions)
-
-    def _open(self, handshake):
-        self.response, self._connecting, self._at_end = handshake.response, False, handshake._at_end
-        if self.stream is not None:         # else a hook has terminated it
-            self.stream.receive(bytes(handshake._data), 0)      # what came behind it, to be parsed when somebody reads
-        if self.request is not None:
-            self.request.headers._values = None     # it stays: without its index, a tenth of the memory
-
-    # The clocks
-
-    def _begin(self, loop):
-        """The connection is open: start its clocks, which *loop* (or nobody but run()) looks at."""
-        self._loop = loop
-        self._opened = True
-        self._set_swift()
-        if self._real:
-            self._ping_due = due_in(self.ping_interval)
-        self._beat_due = due_in(self.heartbeat_freq or None)
-        self._due = self._next_due()
-
-    def _next_due(self):
-        due = min(self._write_due, self._deadline)
-        if self.server_terminated:
-            return due
-        latest = self._latest
-        window = latest.due if latest is not None and latest.waiting and latest.flight else FOREVER
-        return min(due, self._ping_due, self._beat_due, window)
-
-    def _tick(self, now):
-        """Run the clocks that are due at *now* (monotonic)."""
-        if now >= self._deadline:
-            return self._abort()
-        if now >= self._write_due:
-            return self._drop()
-        if not self.server_terminated:
-            self._tick_open(now)
-        with self._lock:
-            self._due = self._next_due()
-
-    def _tick_open(self, now):
-        """Run the clocks that stop with our close frame."""
-        if now >= self._beat_due:
-            self._beat_due = now + self.heartbeat_freq
-            self._try(self.pong)
-        if now >= self._ping_due:
-            self._keep_alive(now)
-        if self._latest is not None and self._latest.waiting and now >= self._latest.due:
-            with self._lock:
-                self._latest.flight.clear()     # a peer that answers no pings: one batch a second
-                self._release_latest()
-                self._latest.due = max(self._latest.due, now + PATIENCE)
-
-    def _keep_alive(self, now):
-        """Send a keepalive ping, or judge the last one: any byte since then, read or not, is a sign of life."""
-        late = now > self._ping_due + PING_TIMEOUT / 2     # the whole process slept: nobody else is to blame
-        if not self._ping_out:
-            self._alive = False
-            (self._pings or {}).pop(self._ping_data, None)      # who answers none must not make them pile up
-            self._ping_data = os.urandom(4)
-            if self._try(self.ping, self._ping_data):
-                self._ping_out = self.ping_timeout is not None
-                self._ping_due = now + (self.ping_timeout if self._ping_out else self.ping_interval)
-        elif self._alive or late or not self._reading() or self._wait(READ, 0):
-            self._ping_out = False
-            self._ping_due = now if late else now + max(0, self.ping_interval - self.ping_timeout)
-        else:
-            self.logger.info('%s: no answer to a ping', format_addresses(self))
-            with self._lock:
-                self._send_close(1011, b'keepalive ping timeout')
-            self._abort()
-
-    def _try(self, send, *args):
-        """Call *send*; return whether the connection was open for it."""
-        try:
-            send(*args)
-            return True
-        except (ConnectionClosed, OSError):
-            return False
-
-    def _reading(self):
-        """Tell whether we read all that the peer sends."""
-        if self._inbox is not None:
-            return self._room() > 0 and self._inbox.verdict is None
-        return self._queued <= WRITE_SOFT
-
-    # Callbacks: driven by a manager, by run(), or by whoever calls once()
+        return self._connection.process(bytes)
 
     def once(self):
         """Read once and act on what came; return False when the connection is over: terminate() is next.
 
         Under a manager this never waits; elsewhere it waits for input, and runs the clocks.
         """
-        try:
-            if self._loop is None and self._real and not self._await_turn():
-                return not self._dead
-            if self._chunk is not None:
-                self.flush()
-                if self._marks:
-                    self._report_sent()
-                if self._queued > WRITE_SOFT:
-                    return True     # who does not take our replies is not read
-            if self._dead or self.sock is None:
-                return False
-            if self.stream is not None and self.stream.paused:
-                return WebSocket.process(self, None)
-            data = self._read()
-        except (OSError, TypeError) as error:
-            self.unhandled_error(error)
-            return False
-        if data is None:
-            return True
-        more = self.process(data)
-        if self._tls and more and self._loop is not None and self._hidden_input():
-            self._loop.again(self)
-        return more
-
-    def _await_turn(self):
-        """Wait a while for input, for room to write, or for a clock; return whether there is something to do."""
-        if self.sock is None or self._dead or self._hidden_input():
-            return True
-        if self.stream is not None and self.stream.paused and self._queued <= WRITE_SOFT:
-            return True
-        # in steps, for what another thread leaves to be written, and for the clocks that it starts
-        ready = self._wait(self._events | (WRITE if self._queued else 0), min(TURN, self._due - time.monotonic()))
-        if time.monotonic() >= self._due:
-            self._tick(time.monotonic())
-        return ready
+        return self._connection.driver.turn()
 
     def run(self):
         """Call opened(), read until the connection is over, and terminate. Blocks: run it in a thread of its own."""
-        self._begin(None)
-        try:
-            self._call(self.opened)
-            while self.once():
-                pass
-        finally:
-            self.terminate()
+        self._connection.driver.run()
 
     def terminate(self):
-        """Complete the websocket: call closed() once, close the socket, unset ``stream`` and ``environ``."""
-        with self._lock:
-            if self._closed_called:
-                return
-            self._closed_called = True
-            closing = self.stream.closing if self.stream is not None else None
-            if self.close_code is None:
-                self.close_code = 1006 if closing is None else closing.code
-                self.close_reason = '' if closing is None else str(closing.reason, 'utf-8', 'replace')
-            self.client_terminated = self.server_terminated = True
-            self._swift = False
-        if self._inbox is not None and not self._ended:     # whoever reads it must let go of the socket first
-            self._abort()
-            self._pump_until(lambda: self._ended, DRAIN_TIMEOUT)
-        try:
-            if closing is None:
-                self.closed(self.close_code, b'Going away')
-            else:
-                self.closed(closing.code, closing.reason)
-        except Exception:
-            self.logger.error('%s: exception in closed()', format_addresses(self), exc_info=True)
-        finally:
-            self._finish()
-            self.stream = self.environ = None
+        """Complete the websocket: call closed() once, close the socket, unset ``stream`` and ``environ``.
 
-    def _finish(self):
-        """Close the descriptor, and wake everybody. The caller has the reader's role, or is the loop."""
-        with self._lock:
-            if self._ended:
+        The thread that calls this calls closed(): the manager's, the one in run(), or a blocking handler's own, in the
+        call of recv() or close() that finds the end.
+        """
+        connection = self._connection
+        with connection.lock:
+            if connection.told:
                 return
-            if self.close_code is None:
-                self.close_code, self.close_reason = 1006, ''
-            self._ended = self.client_terminated = self.server_terminated = True
-            loop, self._loop = self._loop, None
-            if loop is not None:
-                loop.leave(self, self._fd)
-            del self._out[:]
-            self._chunk, self._queued, self._due, self._swift = None, 0, FOREVER, False
-            self.close_connection()
-            if self._turn_free is not None:
-                self._turn_free.notify_all()
-        for waiter in list((self._pings or {}).values()):
-            waiter.acknowledge(waiter.ack_on_close)
+            connection.told = True
+            closing = None if connection.stream is None else connection.stream.closing
+            if connection.close_received is None and isinstance(closing, CloseControlMessage):
+                connection.close_received = closing
+        connection.driver.let_go()
+        with connection.lock:
+            connection.become(CLOSED)
+        try:
+            closing = connection.close_received
+            self.closed(connection.close_code, b'Going away' if closing is None else closing.reason)
+        except Exception:
+            connection.driver.logger.error('%s: exception in closed()', format_addresses(self), exc_info=True)
+        finally:
+            connection.end()
+            connection.stream = self.environ = None
 
     def close_connection(self):
         """Shut the socket down and close it. Where a loop or another thread reads it, they close it, at once."""
-        if self._ended or self._loop is None and self._inbox is None:
-            self._close_socket()
-        else:
-            self._abort()
+        self._connection.driver.close_connection()
 
     # Blocking
-
-    def _block(self, loop):
-        """Make the connection a blocking one, which *loop*, the keeper, looks after."""
-        high, low = self.max_queue if isinstance(self.max_queue, tuple) else (self.max_queue, None)
-        high = UNLIMITED if high is None else high
-        self._inbox = Inbox(high, high // 4 if low is None else low)
-        if self._real and hasattr(select, 'poll'):
-            self._inbox.poll = select.poll()
-            self._inbox.poll.register(self._fd, select.POLLIN)
-        self.stream.plain = True
-        self._marks = None
-        self._events = 0
-        self._begin(loop)
-        loop.look_after(self)
-        self._later(self.opened)
-        self._run_calls()
 
     def recv(self, timeout=None, decode=None):
         """Return the next message: str for text, bytes for binary, or as *decode* says (True: str, False: bytes).
@@ -3042,13 +4160,7 @@ class WebSocket(Transport):
         ConnectionClosedOK or ConnectionClosedError when the connection is closed and all messages are taken;
         ConcurrencyError if another thread is inside recv(), or a manager or run() reads this connection.
         """
-        inbox = self._take_inbox()
-        try:
-            message = inbox.messages.popleft() if inbox.messages else self._next_message(inbox, timeout)
-        finally:
-            inbox.receiving.release()
-        if inbox.calls:
-            self._run_calls()
+        message = self._connection.driver.recv(timeout)
         if message.__class__ is Fragments:
             payload = b''.join(message.pieces)
             message = payload.decode() if message.text else payload
@@ -3059,61 +4171,26 @@ class WebSocket(Transport):
     def recv_streaming(self, decode=None):
         """Yield the next message as it arrives, a fragment at a time: str or bytes, see recv().
 
-        It must be consumed: else the connection can receive nothing more (ConcurrencyError).
+        It must be consumed: else the connection can receive nothing more (ConcurrencyError). If it raises, the rest of
+        its message is skipped.
         """
-        inbox = self._take_inbox()
-        decoder, done = None, False
-        try:
-            while not done:
-                self._pump_until(lambda: self._something() or self.stream is not None and self.stream._pieces)
-                done = bool(inbox.messages)
-                if not done:
-                    with inbox:
-                        done = bool(inbox.messages)
-                        taken = None if done or self.stream is None else self.stream.take_fragments()
-                message = inbox.messages.popleft() if done else taken
-                if message is None:
-                    raise self._connection_closed()
-                message = _fragments(message)
-                if decoder is None and (message.text if decode is None else decode):
-                    decoder = codecs.getincrementaldecoder('utf-8')()
-                for piece in message.pieces:
-                    yield piece if decoder is None else decoder.decode(piece)
-        except GeneratorExit:
-            done = None
-            raise
-        finally:
-            if done is not None:
-                inbox.receiving.release()
+        return self._connection.driver.recv_streaming(decode)
 
     def recv_frame(self, timeout=None):
         """Return the next Frame, its body unmasked; TimeoutError, ConnectionClosed and ConcurrencyError as in recv().
 
         The first call makes the connection raw: control frames come too, and nothing is answered for you.
         """
-        inbox = self._take_inbox(raw=True)
-        try:
-            return self._next_message(inbox, timeout)
-        finally:
-            inbox.receiving.release()
+        return self._connection.driver.to_frames().recv(timeout, raw=True)
 
     def send_frame(self, frame):
-        """Send *frame*, a Frame with a body that is not masked: this end masks it if it must. ConnectionClosed."""
-        if frame.opcode < OPCODE_CLOSE:
-            for extension in self.stream.extensions:
-                frame = extension.encode(frame)
-        frame = Frame(frame.opcode, frame.body, masking_key() if self.stream.always_mask else None, frame.fin,
-                      frame.rsv1, frame.rsv2, frame.rsv3)
-        with self._lock:
-            self._check_open()
-            self._transmit(frame.build())
-            if frame.opcode == OPCODE_CLOSE:
-                self.server_terminated, self._swift = True, False
-                self._sent_close = (1005 if len(frame.body) < 2 else struct.unpack('!H', frame.body[:2])[0]), ''
-                if self.client_terminated:
-                    self._end_tcp()
-        if self._queued > WRITE_SOFT:
-            self._await_written()
+        """Send *frame*, a Frame with a body that is not masked: this end masks it if it must. ConnectionClosed.
+
+        A close frame begins the closing handshake, or completes it.
+        """
+        connection = self._connection
+        connection.send_frame(frame)
+        connection.driver.await_room()
 
     def __iter__(self):
         """Yield messages until the connection is closed with 1000, 1001 or no code; else ConnectionClosedError."""
@@ -3127,220 +4204,13 @@ class WebSocket(Transport):
         return self
 
     def __exit__(self, kind, error, traceback):
-        if kind is None or self._failed:
+        if kind is None or self._connection.state == DRAINING:
             self.close()
         else:
             self.close(1011 if issubclass(kind, Exception) else 1001)
 
-    def _take_inbox(self, raw=False):
-        """Return the inbox, ours until ``receiving`` is released. *raw*: a plain connection becomes a blocking one."""
-        if raw and self._inbox is None and not self._opened and self.sock is not None and not self._connecting:
-            self._block(keeper())
-        inbox = self._inbox
-        if inbox is None:
-            raise ConcurrencyError('recv() is for blocking connections, of serve(function), accept() and connect()')
-        if not inbox.receiving.acquire(False):
-            raise ConcurrencyError('another thread is receiving')
-        if inbox.raw is not raw:
-            if inbox.raw is not None:
-                inbox.receiving.release()
-                raise ConcurrencyError('recv() and recv_frame() do not go together')
-            inbox.raw = raw
-            if raw and self.stream is not None:
-                with inbox:
-                    self._ping_due = FOREVER
-                    for _ in range(len(inbox.messages)):        # the keeper may have been faster
-                        frames = _fragments(inbox.messages.popleft()).frames()
-                        frames[-1].fin = 1
-                        inbox.messages.extend(frames)
-                    inbox.messages.extend(self.stream.become_raw())
-        return inbox
 
-    def _next_message(self, inbox, timeout):
-        if not self._pump_until(self._something, timeout) and not self._ended:
-            raise TimeoutError('no message in %s seconds' % timeout)
-        if not inbox.messages:
-            self._pump_until(self._is_ended, DRAIN_TIMEOUT)
-            self._run_calls()
-            raise self._connection_closed()
-        return inbox.messages.popleft()
-
-    def _something(self):
-        return self._inbox.messages or self.client_terminated or self._failed
-
-    def _is_ended(self):
-        return self._ended
-
-    def _pump_until(self, ready, timeout=None):
-        """Read until *ready*() is true, the connection over, or *timeout* seconds gone; return ready().
-
-        Takes the reader's role, or waits for what the thread that has it brings. If it can it reads at least once.
-        """
-        inbox = self._inbox
-        deadline = due_in(timeout)
-        while True:
-            if inbox.reader.acquire(False):
-                try:
-                    if not ready():
-                        self._pump(timeout)
-                finally:
-                    inbox.release()
-            elif not ready() and not self._ended and (timeout is None or timeout > 0):
-                inbox.await_release(timeout)
-            if ready():
-                return True
-            if self._ended:
-                return bool(ready())        # it may have come with the end
-            if timeout is not None:
-                timeout = deadline - time.monotonic()
-                if timeout <= 0:
-                    return False
-
-    def _pump(self, timeout=0):
-        """Read once, waiting at most *timeout* seconds, and queue what came. The caller has the reader's role."""
-        inbox, stream = self._inbox, self.stream
-        inbox.attended = True
-        if inbox.verdict is not None and not inbox.messages:
-            self._conclude()
-        if self._dead or self._ended:
-            return self._finish()
-        if inbox.messages and self._room() <= 0 and not self.server_terminated:
-            # who waits for a pong must not read past the limit: recv(), in another thread, makes room
-            return time.sleep(0.01 if timeout is None else max(0, min(0.01, timeout)))
-        if stream.paused:
-            return WebSocket.process(self, None)
-        if not (self._tls and self._hidden_input()):
-            if inbox.poll is None:
-                if not self._wait(READ, timeout):
-                    return
-            elif not inbox.poll.poll(_milliseconds(timeout)):
-                return
-        if self._chunk is not None:
-            self.flush()
-        try:
-            data = self._read()
-        except (OSError, TypeError) as error:
-            self.logger.info('%s: connection lost: %s', format_addresses(self), quote(str(error)))
-            data = b''
-        if data == b'' or self._dead:
-            self._conclude()
-            self._finish()
-        elif data is not None:
-            WebSocket.process(self, data)
-
-    def _conclude(self):
-        """Let what stands behind the queued messages take effect. The caller has the reader's role."""
-        event, self._inbox.verdict = self._inbox.verdict, None
-        if event is not None and not self._ended:
-            self._control(event)
-
-    def _room(self):
-        """Return how many more messages may be queued. Their bytes count too: two messages of the largest size."""
-        inbox, stream = self._inbox, self.stream
-        count = len(inbox.messages)
-        inbox.full = count >= inbox.high or inbox.full and count > inbox.low
-        if stream is None or inbox.full:
-            return 0
-        sizes = [len(getattr(message, 'body', message)) for message in list(inbox.messages)] if count else ()
-        return inbox.high - count if sum(sizes) <= 2 * stream.max_size else 0
-
-    def _queue(self, event):
-        inbox, kind = self._inbox, event.__class__
-        if kind is str or kind is bytes or kind is Fragments or kind is Frame:
-            if not self.server_terminated or len(inbox.messages) < inbox.high:
-                inbox.messages.append(event)
-            if kind is Frame and event.opcode == OPCODE_CLOSE:
-                try:
-                    message = parse_close(event.body)
-                except WebSocketException as error:
-                    return self._fail(error)
-                self.stream.closing, self.client_terminated = message, True
-                self.close_code, self.close_reason = message.code, str(message.reason, 'utf-8')
-        elif inbox.messages and not self.server_terminated and (isinstance(event, WebSocketException)
-                                                                or event.opcode == OPCODE_CLOSE):
-            inbox.verdict = event       # takes effect when what came before it is answered
-        else:
-            self._control(event)
-
-    def _await_end(self):
-        """Wait for the end of the closing handshake and of TCP; cut it when they take too long."""
-        inbox = self._inbox
-        if inbox.verdict is not None:
-            with inbox:
-                self._conclude()
-        timeout = None if self.close_timeout is None else self.close_timeout + DRAIN_TIMEOUT
-        if not self._pump_until(self._is_ended, timeout):
-            self._abort()
-            self._pump_until(self._is_ended, DRAIN_TIMEOUT)
-        self._run_calls(True)
-
-    def _run_calls(self, last=False):
-        """Make the callbacks that wait, in the handler's thread; closed() once all is received, or if *last*."""
-        inbox = self._inbox
-        if inbox.calling:
-            return
-        inbox.calling = True
-        try:
-            while inbox.calls:
-                callback, args = inbox.calls.popleft()
-                self._call(callback, *args)
-            if self._ended and (last or not inbox.messages):
-                self.terminate()
-        finally:
-            inbox.calling = False
-
-    def _keep(self, turn):
-        """The keeper's look at a blocking connection: *turn* once in a while, else because its socket is ready.
-
-        Return the events to wait for: none while somebody reads it, or while it has no room for more.
-        """
-        inbox = self._inbox
-        if turn:
-            inbox.absent = 0 if inbox.attended else inbox.absent + 1
-            inbox.attended = False
-            if not inbox.absent:
-                return 0
-        elif inbox.attended and self._chunk is None and not self._dead and not (self._latest and self._latest.waiting):
-            return 0
-        self.flush()
-        if not inbox.reader.acquire(False):
-            return 0
-        try:
-            if inbox.absent:
-                self._conclude()
-            room = self._room() > 0 or self.server_terminated
-            if not self._ended and (room or self._dead):
-                self._pump()
-                if not self._ended and room and (self.stream.paused or self._hidden_input()):
-                    self._loop.again(self)
-            inbox.attended = False
-        finally:
-            inbox.release()
-        return READ if room and inbox.verdict is None else 0
-
-
-def _fragments(message):
-    """Return a received *message*, or a part of one, as Fragments."""
-    if message.__class__ is Fragments:
-        return message
-    return Fragments(message.__class__ is str, [_message_bytes(message)])
-
-
-def _sendable(message, binary):
-    """Return (opcode, bytes-like) of a *message*, or (None, iterable) of one that comes in fragments."""
-    if isinstance(message, str):
-        return OPCODE_BINARY if binary else OPCODE_TEXT, message.encode()
-    if isinstance(message, (bytes, bytearray, memoryview)):
-        data = bytes(message)
-        if binary is None or binary:
-            return OPCODE_BINARY, data
-        data.decode()
-        return OPCODE_TEXT, data
-    if isinstance(message, Message) and message.opcode in (OPCODE_TEXT, OPCODE_BINARY):
-        return message.opcode, message.data
-    if hasattr(message, 'keys') or not hasattr(message, '__iter__') or isinstance(message, Message):
-        raise TypeError('a message is str, bytes or an iterable of one of them, not %s' % type(message).__name__)
-    return None, message
+_PUBLIC_STATES = (State.CONNECTING, State.OPEN, State.CLOSING, State.CLOSING, State.CLOSED)
 
 
 def _control_data(data):
@@ -3368,7 +4238,7 @@ class Heartbeat(threading.Thread):
         threading.Thread.__init__(self, name='minws-heartbeat', daemon=True)
         self.websocket = websocket
         self.frequency = frequency
-        self._stopped = threading.Event()
+        self._over = threading.Event()
 
     def __enter__(self):
         if self.frequency:
@@ -3380,11 +4250,11 @@ class Heartbeat(threading.Thread):
 
     def stop(self):
         """End the thread."""
-        self._stopped.set()
+        self._over.set()
 
     def run(self):
         """Send pongs."""
-        while not self._stopped.wait(self.frequency):
+        while not self._over.wait(self.frequency):
             if self.websocket.terminated:
                 break
             try:
@@ -3394,80 +4264,27 @@ class Heartbeat(threading.Thread):
                 break
 
 
-class Keeper(Loop):
-    """The one thread that looks after blocking connections while nobody reads them; it runs no user code.
-
-    Every 0.25 s it begins to watch those that were not read since the last time: pings are answered and a close is
-    noticed, while the handler computes. It lets go of those whose reader is back, runs their clocks, and writes what
-    the kernel did not take at once.
-    """
-
-    def __init__(self):
-        Loop.__init__(self)
-        self._turn_due = 0
-        self._pid = os.getpid()
-        threading.Thread(target=self.run, name='minws-keeper', daemon=True).start()
-
-    def run(self):
-        """Go round for ever."""
-        self._thread_id = threading.get_ident()
-        while True:
-            try:
-                self.go_round()
-            except Exception:
-                default_logger().error('exception in the keeper', exc_info=True)
-
-    def look_after(self, websocket):
-        """Look after a blocking *websocket* from now on."""
-        with self._guard:
-            self._entries[websocket._fd] = websocket
-            self._next = min(self._next, due_in(TURN))
-        self.wake()
-
-    def _serve(self, entry, fd, turn=False):
-        try:
-            self.watch(entry, entry._keep(turn))
-        except Exception:       # one bad entry must not harm the others
-            default_logger().error('exception in the keeper', exc_info=True)
-            entry._abort()
-
-    def _run_clocks(self, now):
-        Loop._run_clocks(self, now)
-        if now >= self._turn_due:
-            self._turn_due = now + TURN
-            for entry in list(self._entries.values()):
-                self._serve(entry, entry._fd, turn=True)
-        if self._entries:
-            self._next = min(self._next, self._turn_due)
-
-
-_keeper = None
-_keeper_guard = threading.Lock()
-
-
-def keeper():
-    """Return the process's Keeper, started at the first call (and again in a fork, which inherits no threads)."""
-    global _keeper
-    with _keeper_guard:
-        if _keeper is None or _keeper._pid != os.getpid():
-            _keeper = Keeper()
-        return _keeper
-
-
 class ScriptedSocket:
-    """A socket for tests: recv() returns the *chunks* (bytes) one by one, raises those that are exceptions, then b''.
+    """A socket for tests: recv() returns the *chunks* one by one, raises those that are exceptions, then b''.
 
-    ``sent`` (bytearray) collects what was written; ``feed(data)`` adds a chunk; ``closed`` tells whether it is.
+    A chunk is bytes, an exception, or a Message, which becomes a frame as a client sends it. ``sent`` (bytearray)
+    collects what was written; ``feed(chunk)`` adds a chunk; ``closed`` tells whether it is.
     """
 
     def __init__(self, *chunks):
-        self.chunks = deque(chunks)
+        self.chunks = deque()
         self.sent = bytearray()
         self.closed = False
+        for chunk in chunks:
+            self.feed(chunk)
 
-    def feed(self, data):
-        """Add a chunk: bytes, an exception, or a Message, which becomes a frame as a client sends it."""
-        self.chunks.append(data.single(mask=True) if isinstance(data, Message) else data)
+    def feed(self, chunk):
+        """Add a *chunk*; TypeError if it is none."""
+        if isinstance(chunk, Message):
+            chunk = chunk.single(mask=True)
+        if not isinstance(chunk, _BYTES + (BaseException,)):
+            raise TypeError('a chunk is bytes, an exception or a Message, not %s' % type(chunk).__name__)
+        self.chunks.append(chunk)
 
     def recv(self, size):
         """Return at most *size* bytes of the next chunk."""
@@ -3495,20 +4312,23 @@ class ScriptedSocket:
 
 
 def pair(client_class=WebSocket, server_class=WebSocket, subprotocol=None, extensions=()):
-    """Return (client, server): two connected blocking WebSockets, without handshake or network, for tests.
+    """Return (client, server): two connected WebSockets, without handshake or network, for tests.
 
-    *extensions* are patterns; they are negotiated as a handshake would.
+    Each is blocking, unless its class overrides received_message: then a thread of its own runs it, until either is
+    closed. *extensions* are patterns; they are negotiated as a handshake would.
     """
     ends = socket.socketpair()
     client, server = client_class(ends[0]), server_class(ends[1])
     offers = [(pattern.name, params) for pattern in extensions for params in pattern.offer()]
     accepted = accept_extensions(_extension_header(offers), extensions)
     answer = [(extension.name, extension.params) for extension in accepted]
-    confirmed = confirm_extensions(_extension_header(answer), extensions)
-    client._be_client(subprotocol, confirmed)
-    server._use(subprotocol, accepted)
+    negotiated(server, subprotocol, accepted)
+    be_client(client, subprotocol, confirm_extensions(_extension_header(answer), extensions))
     for websocket in (client, server):
-        websocket._block(keeper())
+        if type(websocket).received_message is WebSocket.received_message:
+            block(inside(websocket), websocket)
+        else:
+            threading.Thread(target=websocket.run, name='minws-pair', daemon=True).start()
     return client, server
 
 
@@ -3516,10 +4336,114 @@ def _extension_header(items):
     return Headers([('Sec-WebSocket-Extensions', format_extensions(items))] if items else [])
 
 
+def inside(websocket):
+    """Return the Connection of a WebSocket."""
+    return websocket._connection
+
+
+def negotiated(websocket, subprotocol, extensions):
+    """Note what the opening handshake has chosen."""
+    websocket.subprotocol = subprotocol
+    websocket.protocols = [subprotocol] if subprotocol else []
+    websocket.extensions = extensions
+    inside(websocket).use(extensions)
+
+
+def be_client(websocket, subprotocol, extensions):
+    """Make *websocket* the client's end, with what the opening handshake has chosen."""
+    stream = websocket.stream
+    stream.always_mask, stream.expect_masking, stream.sharing = True, False, None
+    negotiated(websocket, subprotocol, extensions)
+
+
 ########################################################################################################################
-# 9. Manager
+# 12. Manager
 #
 # Many connections in one thread: it polls, lets each websocket read once, writes what is left over, runs the clocks.
+
+
+class Broadcast:
+    """A message for many, managed and blocking: encoded once for all whose streams are alike, and joined with others.
+
+    *message* is str, bytes-like, or an iterable of one of them as fragments; TypeError, ValueError.
+    """
+    __slots__ = ('frames', 'key', 'size', 'others', '_encoded')
+
+    def __init__(self, message, binary=None, key=None):
+        opcode, data = _sendable(message, binary)
+        if key is not None:
+            check_keyed(opcode)
+        self.frames = list(fragments(data, binary)) if opcode is None else [(opcode, data, True)]
+        self.key = key
+        self.size = sum(len(data) for _, data, _ in self.frames)
+        self.others = ()        # connections that are no entries of the manager's: blocking ones
+        self._encoded = {}      # Stream.sharing → frames as bytes
+
+    def add(self, other):
+        """Let the frames of the Broadcast *other* follow."""
+        self.frames += other.frames
+        self.size += other.size
+
+    def send(self, connections):
+        """Send it to each of *connections*; nobody is waited for, and who cannot take it misses it. Any thread."""
+        plain, full = None, []
+        for connection in connections:
+            try:
+                output = connection.output
+                with connection.lock:
+                    if (connection.swift and output.chunk is None and output.cork is None and not output.frames
+                            and plain is not None):
+                        connection.flush(plain)     # the common case, written out: 1.7 us a peer against 2.1
+                    elif not self._send_to(connection):
+                        full.append(connection)
+                    elif self.key is None:
+                        plain = self._encoded.get(())
+            except (WebSocketException, OSError) as error:
+                default_logger().debug('broadcast: %s', quote(str(error)))
+            except Exception:       # one bad websocket, or extension, must not harm the others
+                default_logger().error('exception in a broadcast', exc_info=True)
+        for connection in full:
+            connection.drop()
+
+    def _send_to(self, connection):
+        """Let it leave to a *connection*, whose lock is held; False if too much waits for that already."""
+        if isinstance(connection, Guest):
+            for opcode, data, _ in self.frames:
+                connection.websocket.send(data, opcode == OPCODE_BINARY)
+            return True
+        connection.check_open()
+        output, sharing = connection.output, connection.stream.sharing
+        if output.is_full():
+            return False
+        frames = self._encoded.get(sharing)
+        # while a message is in progress nothing else is encoded on its stream
+        if frames is None and output.turn is None and (self.key is None or sharing is not None):
+            frames = b''.join([connection.encode(*frame) for frame in self.frames])
+            if sharing is not None:
+                self._encoded[sharing] = frames
+        if self.key is not None:
+            opcode, data, _ = self.frames[0]
+            connection.put_keyed(self.key, opcode, data, frames)
+        elif output.turn is not None:
+            output.turn.put(self.frames)
+        else:
+            connection.put(frames)
+        return True
+
+
+class Guest:
+    """The entry of an object that only looks like a WebSocket: it has ``sock``, ``once``, ``terminate`` and ``send``."""
+    carries_messages = True
+    events, due = READ, FOREVER
+    swift, output = False, None
+
+    def __init__(self, websocket):
+        self.websocket, self.sock, self.lock = websocket, websocket.sock, threading.Lock()
+        self.once, self.terminate = websocket.once, websocket.terminate
+        self.fd = websocket.sock.fileno()
+
+    def flush_waiting(self):
+        """Do nothing: what waits is its own affair."""
 
 
 class WebSocketManager(Loop, threading.Thread):
@@ -3535,9 +4459,11 @@ class WebSocketManager(Loop, threading.Thread):
         Loop.__init__(self, poller)
         self.running = False
         self._stopping = False
-        self._shared = []           # frames of this turn for everybody: (opcode, payload, fin)
-        self._shared_size = 0
-        self._on_stop = None        # called in the thread when stop() was
+        self.on_stop = None         # called in the thread when stop() was
+
+    def peers(self):
+        """Return the entries of this moment that are no listeners or handshakes."""
+        return [entry for entry in list(self.entries.values()) if entry.carries_messages]
 
     @property
     def websockets(self):
@@ -3545,14 +4471,13 @@ class WebSocketManager(Loop, threading.Thread):
         return {websocket: websocket for websocket in self}
 
     def __len__(self):
-        return sum(1 for _ in self)
+        return len(self.peers())
 
     def __iter__(self):
-        return iter([entry for entry in list(self._entries.values())
-                     if isinstance(entry, WebSocket) or not isinstance(entry, Transport)])
+        return iter([entry.websocket for entry in self.peers()])
 
     def __contains__(self, websocket):
-        return websocket in list(self._entries.values())
+        return websocket in list(self)
 
     def start(self):
         """Start the thread; ``running`` is true at once."""
@@ -3561,61 +4486,67 @@ class WebSocketManager(Loop, threading.Thread):
 
     def add(self, websocket):
         """Call the *websocket*'s opened(), and serve it from now on. ConcurrencyError if somebody else reads it."""
-        fd = websocket.sock.fileno()
-        if self._entries.get(fd) is websocket:
+        if websocket in self:
             return
-        ours = isinstance(websocket, WebSocket)
-        if ours and (websocket._inbox is not None or websocket._loop is not None):
-            raise ConcurrencyError('this connection is read by somebody else')
-        self._share()
-        if not ours:
+        self.share()
+        if not isinstance(websocket, WebSocket):
             websocket.opened()
-            self.enter(websocket, fd)
+            self.enter(Guest(websocket))
             return
-        websocket._begin(self)
-        websocket._call(websocket.opened)
-        if websocket._ended:        # by opened()
+        connection = inside(websocket)
+        if connection.loop is not None or connection.driver.runner is not None:
+            raise ConcurrencyError('this connection is read by somebody else')
+        connection.fd = websocket.sock.fileno()
+        connection.begin(self)
+        connection.driver.call('opened')
+        if connection.sock is None:         # opened() has ended it
             return
-        websocket._fd = fd
-        paused = websocket.stream.paused
         try:
-            self.enter(websocket, fd)
+            self.enter(connection)
         except Exception:
-            websocket._loop = None
+            connection.loop = None
             websocket.terminate()
             raise
-        if paused or websocket._hidden_input() or websocket._dead or websocket._queued:
-            self.again(websocket)
+        if connection.hidden_input() or connection.state == CLOSED or connection.output.queued:
+            self.again(connection)
 
     def remove(self, websocket):
-        """Hand *websocket* back: it is served no more, and its closed() is not called."""
-        for fd, entry in list(self._entries.items()):
-            if entry is websocket:
-                self._share()
-                self.leave(websocket, fd)
-                if isinstance(websocket, WebSocket):
-                    websocket._loop = None
+        """Hand *websocket* back, when its turn in progress is over: it is served no more, and closed() is not called."""
+        for entry in self.peers():
+            if entry.websocket is websocket:
+                self.share()
+                self.leave(entry, wait=True)
+                entry.loop = None
 
     def broadcast(self, message, binary=None, *, key=None, exclude=()):
         """Send *message* to every websocket of this moment but those in *exclude*; who cannot take it misses it.
 
         It is encoded once. In the manager's own thread it leaves at the end of the turn, together with others.
         """
-        frames = shared_frames(message, binary, key)
-        if key is None and not exclude and threading.get_ident() == self._thread_id:
-            self._shared += frames
-            self._shared_size += sum(len(data) for _, data, _ in frames)
-            if self._shared_size > WRITE_SOFT:
-                self._share()
-            return
-        self._share()
-        share([websocket for websocket in self if websocket not in exclude], frames, key)
+        self.spread(Broadcast(message, binary, key), exclude)
 
-    def _share(self):
+    def spread(self, broadcast, exclude=(), others=()):
+        """Send a Broadcast to all, and to the connections *others*, but not to the websockets in *exclude*."""
+        if broadcast.key is None and not exclude and threading.get_ident() == self.thread_id:
+            if self.pending is None:
+                self.pending = broadcast
+            else:
+                self.pending.add(broadcast)
+            self.pending.others = others
+            if self.pending.size > WRITE_SOFT:
+                self.share()
+            return
+        self.share()
+        connections = self.peers() + list(others)
+        broadcast.send([one for one in connections if one.websocket not in exclude] if exclude else connections)
+
+    def share(self):
         """Send what was broadcast in this turn: joined once for all (1.15 times a raw loop; each for himself: 1.5)."""
-        if self._shared and threading.get_ident() == self._thread_id:
-            frames, self._shared, self._shared_size = self._shared, [], 0
-            share(self, frames)
+        if self.pending is not None and threading.get_ident() == self.thread_id:
+            broadcast, self.pending = self.pending, None
+            broadcast.send(self.peers())
+            if broadcast.others:
+                broadcast.send(broadcast.others)
 
     def close_all(self, code=1001, message='Server is shutting down'):
         """Begin the closing handshake with everybody; does not wait for them."""
@@ -3627,43 +4558,60 @@ class WebSocketManager(Loop, threading.Thread):
 
     def stop(self):
         """End the thread: close what is open with 1001, wait at most close_timeout for the answers, then cut."""
-        self._stopping = True
-        self.wake()
+        self.stop_soon()
         if not self.running:
             self.close_all()
             self._end()
 
+    def stop_soon(self):
+        """Have run() end, as stop() does; for signal handlers."""
+        self._stopping = True
+        self.wake()
+
     def run(self):
         """Serve until stop(); may be called instead of start(), to serve in this thread."""
         self.running = True
-        self._thread_id = threading.get_ident()
+        self.thread_id = threading.get_ident()
+        _driving.add(self.thread_id)
         try:
             while not self._stopping:
                 self.go_round()
-            self._finish_handshakes()
+            self._await_closing_handshakes()
         finally:
+            _driving.discard(self.thread_id)
             self._end()
 
-    def _serve(self, entry, fd):
+    def go_round(self):
+        """Wait, give everything that is ready its turn, and send what was broadcast meanwhile."""
+        Loop.go_round(self)
+        if self.pending is not None:
+            self.share()
+
+    def serve(self, entry):
+        """Let *entry* read once; end it when it is over."""
+        self._serving = entry
         try:
             alive = entry.once()
         except Exception:
             default_logger().error('exception in once()', exc_info=True)
             alive = False
         if not alive:
-            self._share()
-            self._dismiss(entry, fd)
+            self.share()
+            self._dismiss(entry)
+        self._serving = None
+        if self._awaiting:
+            self.turn_over()
 
-    def _dismiss(self, entry, fd):
-        self.leave(entry, fd)
+    def _dismiss(self, entry):
+        self.leave(entry)
         try:
             entry.terminate()
         except Exception:
             default_logger().error('exception in terminate()', exc_info=True)
 
-    def _finish_handshakes(self):
-        if self._on_stop is not None:
-            self._on_stop()
+    def _await_closing_handshakes(self):
+        if self.on_stop is not None:
+            self.on_stop()
         self.close_all()
         timeouts = [getattr(websocket, 'close_timeout', None) for websocket in self]
         deadline = due_in(max([timeout for timeout in timeouts if timeout.__class__ in (int, float)] or [0]))
@@ -3672,72 +4620,15 @@ class WebSocketManager(Loop, threading.Thread):
             self.go_round()
 
     def _end(self):
-        for fd, entry in list(self._entries.items()):
-            self._dismiss(entry, fd)
+        for entry in list(self.entries.values()):
+            self._dismiss(entry)
         self.running = False
-        self._thread_id = None
+        self.thread_id = None
         self.release()
 
 
-def shared_frames(message, binary=None, key=None):
-    """Return the frames of a broadcast *message*, [(opcode, payload, fin)]: one, or those of an iterable."""
-    opcode, data = _sendable(message, binary)
-    if opcode is not None:
-        return [(opcode, data, True)]
-    if key is not None:
-        raise TypeError('a message with a key is str or bytes, not an iterable')
-    parts = [_sendable(chunk, binary) for chunk in data]
-    if None in [opcode for opcode, _ in parts] or len({opcode for opcode, _ in parts}) > 1:
-        raise TypeError('the fragments of a message are all str or all bytes')
-    return [(opcode if index == 0 else OPCODE_CONTINUATION, data, index == len(parts) - 1)
-            for index, (opcode, data) in enumerate(parts)]
-
-
-def share(websockets, frames, key=None):
-    """Send broadcast *frames* to each of *websockets*, encoded and joined once for those alike; any thread.
-
-    Nobody is waited for, and who cannot take it misses it.
-    """
-    encoded = {}
-    for websocket in websockets:
-        try:
-            if not isinstance(websocket, WebSocket):
-                for opcode, data, _ in frames:
-                    websocket.send(data, opcode == OPCODE_BINARY)
-                continue
-            with websocket._lock:
-                if (websocket._swift and websocket._chunk is None and websocket._corked is None and not websocket._out
-                        and () in encoded and key is None):
-                    websocket._flush(encoded[()])       # the common case, written out: 1.7 us a peer against 2.1
-                else:
-                    _share_with(websocket, frames, encoded, key)
-        except (WebSocketException, OSError) as error:
-            default_logger().debug('broadcast: %s', quote(str(error)))
-        except Exception:       # one bad websocket, or extension, must not harm the others
-            default_logger().error('exception in a broadcast', exc_info=True)
-
-
-def _share_with(websocket, frames, encoded, key):
-    websocket._check_open(data=False)
-    stream = websocket.stream
-    joined = encoded.get(stream.sharing)
-    if joined is None and (key is None or stream.sharing is not None):
-        joined = b''.join([stream.encode(*frame) for frame in frames])
-        if stream.sharing is not None:
-            encoded[stream.sharing] = joined
-    if key is not None:
-        websocket._send_latest(key, frames[0][:2], joined)
-    elif websocket._queued + sum(map(len, websocket._held)) > WRITE_HARD:
-        websocket._drop()
-    elif websocket._turn_owner is not None:     # a fragmented message is on its way
-        websocket._held = websocket._held or []
-        websocket._held.append(joined)
-    else:
-        websocket._transmit(joined)
-
-
 ########################################################################################################################
-# 10. Server
+# 13. Server
 #
 # Listeners and opening handshakes are entries of the manager's loop. A handshake is a generator that yields READ or
 # WRITE where it must wait: the loop runs it for WebSocket classes, a thread for handler functions. What is no upgrade
@@ -3820,7 +4711,7 @@ class Listener(Transport):
     def __init__(self, server, sock):
         Transport.__init__(self, sock)
         self._server = server
-        self._loop = server.manager
+        self.loop = server.manager
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)      # accepted sockets inherit it
 
@@ -3828,19 +4719,19 @@ class Listener(Transport):
         """Accept those who wait."""
         try:
             for _ in range(128):
-                self._server._accept(*self.sock.accept())
+                self._server.accept(*self.sock.accept())
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             pass
         except OSError as error:        # EMFILE and the like last: trying on would take all of the processor
             self._server.logger.warning('cannot accept: %s', error)
-            self._watch(0)
-            self._due = due_in(2 * TURN)
-            self._loop.schedule(self)
+            self.watch(0)
+            self.wake_at(due_in(2 * TURN))
         return True
 
-    def _tick(self, now):
-        self._due = FOREVER
-        self._watch(READ)
+    def tick(self, now):
+        """Accept again."""
+        self.due = FOREVER
+        self.watch(READ)
 
     def terminate(self):
         """Close the socket."""
@@ -3850,31 +4741,47 @@ class Listener(Transport):
 class Handshake(Transport):
     """One side of an opening handshake on *sock*, until *due* (monotonic).
 
-    ``_run()``, a generator, yields READ or WRITE where it must wait.
+    run(), a generator, yields READ or WRITE where it must wait. ``data`` is what has come and is not looked at.
     """
-    reading_buffer_size = READ_SIZE
 
     def __init__(self, sock, due):
         Transport.__init__(self, sock)
-        self._due = self._deadline = due
-        self._data = bytearray()        # what has come and is not looked at
-        self._steps = self._run()
+        self.due = self.deadline = due
+        self.data = bytearray()
+        self.aborted = False
+        self.steps = self.run()
 
-    def _next_due(self):
-        return self._deadline
+    def run(self):
+        """Yield what to wait for, until it is over."""
+        raise NotImplementedError
 
     def drive(self):
         """Block until it is over."""
-        for events in self._steps:
-            if not self._wait(events, self._due - time.monotonic()):
-                self._tick(self._due)
-            if self._dead:
+        for events in self.steps:
+            if not self.wait(events, self.due - time.monotonic()):
+                self.tick(self.due)
+            if self.aborted:
                 break
         self._set_timeout(None)
 
-    def _shake_tls(self, context, **options):
+    def abort(self):
+        self.aborted = True
+        Transport.abort(self)
+
+    def blocked(self):
+        """Do nothing: write() says what to wait for, and the deadline is that of the whole handshake."""
+
+    unblocked = blocked
+
+    def close(self):
+        """Close the socket, and let go of the generator, which refers to this."""
+        self.close_socket()
+        self.steps.close()
+
+    def shake_tls(self, context, **options):
+        """The TLS handshake, a generator like those that follow."""
         import ssl
-        self._adopt(context.wrap_socket(self.sock, do_handshake_on_connect=False, **options))
+        self.adopt(context.wrap_socket(self.sock, do_handshake_on_connect=False, **options))
         while True:
             try:
                 return self.sock.do_handshake()
@@ -3883,83 +4790,89 @@ class Handshake(Transport):
             except ssl.SSLWantWriteError:
                 yield WRITE
 
-    def _write(self, data):
+    def write(self, data):
+        """Write all of *data*."""
         try:
-            self._transmit(data)
+            with self.lock:
+                self.put(data)
         except (BrokenPipeError, ConnectionResetError):     # no real socket; it may have answered already
             pass
-        while self._queued:
+        while self.output.queued:
             yield WRITE
-            self.flush()
+            self.flush_waiting()
 
-    def _receive(self):
-        if not self._real:      # it is not polled
-            left = self._deadline - time.monotonic()
+    def receive(self):
+        """Wait for input, and add it to ``data``; EOFError."""
+        if not self.real:       # it is not polled
+            left = self.deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError('opening handshake timed out')
             self._set_timeout(left)
-        data = self._read()
-        while data is None and self._real:
+        data = self.read()
+        while data is None and self.real:
             yield READ
-            data = self._read()
+            data = self.read()
         if not data:
             raise EOFError('the peer closed the connection')
-        self._data += data
+        self.data += data
 
     def _set_timeout(self, seconds):
         """What only looks like a socket may still know of timeouts."""
-        if not self._real and hasattr(self.sock, 'settimeout'):
+        if not self.real and hasattr(self.sock, 'settimeout'):
             self.sock.settimeout(None if seconds == FOREVER else seconds)
 
-    def _read_head(self):
-        end = find_head_end(self._data)
+    def read_head(self):
+        """Return a head (bytes), and leave what follows in ``data``."""
+        end = find_head_end(self.data)
         while not end:
-            searched = len(self._data)
-            yield from self._receive()
-            end = find_head_end(self._data, searched)
-        head = bytes(self._data[:end])
-        del self._data[:end]
+            searched = len(self.data)
+            yield from self.receive()
+            end = find_head_end(self.data, searched)
+        head = bytes(self.data[:end])
+        del self.data[:end]
         return head
 
 
 class Opening(Handshake):
-    """A server's opening handshake in progress, TLS included."""
-    websocket = None
-    opened = False              # it is over, and the ``websocket`` open
+    """A server's opening handshake in progress, TLS included: ``succeeded`` when the ``made`` websocket is open."""
+    made = None
+    succeeded = False
 
     def __init__(self, server, sock, address=None):
         Handshake.__init__(self, sock, due_in(server.open_timeout))
         self._server = server
-        self._peer = address[:2] if isinstance(address, tuple) else None
+        self.peer_address = address[:2] if isinstance(address, tuple) else None
 
     def once(self):
         """Go on as far as possible; false when it is over."""
-        events = None if self._dead else next(self._steps, None)
+        events = None if self.aborted else next(self.steps, None)
         if events is not None:
-            self._watch(events)
-        elif self.opened:
-            self._server._opened(self)
-            self._loop.leave(self, self._fd)        # unless the websocket has taken the place
-        return events is not None or self.opened
+            self.watch(events)
+        elif self.succeeded:
+            self._server.hand_over(self)
+            self.loop.leave(self)       # unless the websocket has taken the place
+        return events is not None or self.succeeded
 
-    def _tick(self, now):
-        if not self._written and not self._queued:
-            self._transmit(text_response(408, 'the request took too long\n').build())
-        self._abort()
+    def tick(self, now):
+        """The time is over."""
+        if not self.output.written and not self.output.queued:
+            with self.lock:
+                self.put(text_response(408, 'the request took too long\n').build())
+        self.abort()
 
     def terminate(self):
         """Close what is left of it."""
-        self._server._openings.pop(self, None)
-        self._close_socket()
+        self._server.openings.pop(self, None)
+        self.close()
 
-    def _run(self):
-        """The handshake: a generator that yields what to wait for, and sets ``opened`` if it succeeds."""
+    def run(self):
+        """The handshake; sets ``succeeded``."""
         server, head = self._server, b''
         try:
             try:
                 if server.ssl is not None:
-                    yield from self._shake_tls(server.ssl, server_side=True)
-                head = yield from self._read_head()
+                    yield from self.shake_tls(server.ssl, server_side=True)
+                head = yield from self.read_head()
                 response = yield from self._answer(parse_request(head))
             except HandshakeError as error:
                 # a plain GET and a health check are normal; the rest is a line
@@ -3969,13 +4882,12 @@ class Opening(Handshake):
             accepted = response.status_code == 101
             if not accepted and server.server_header is not None and 'Server' not in response.headers:
                 response.headers['Server'] = server.server_header
-            yield from self._write(response.build(head[:5] != b'HEAD '))
+            yield from self.write(response.build(head[:5] != b'HEAD '))
             if not accepted:
                 yield from self._drain()
                 return
-            self.response = response
-            self.websocket._open(self)
-            self.opened = not self._mute and not self.websocket._dead and not self.websocket._ended     # by a hook
+            self.made.response = response
+            self.succeeded = opened(self.made, self)
         except (OSError, EOFError) as error:
             server.logger.debug('opening handshake with %s: %s', quote(self.peer_address), quote(str(error)))
 
@@ -3987,16 +4899,16 @@ class Opening(Handshake):
             raise HandshakeError('a body needs a Content-Length')
         if int(length) > self._server.max_size:
             raise HandshakeError('the body is longer than max_size', 413)
-        while len(self._data) < int(length):
-            yield from self._receive()
-        request.body = bytes(self._data[:int(length)])
+        while len(self.data) < int(length):
+            yield from self.receive()
+        request.body = bytes(self.data[:int(length)])
 
     def _drain(self):
         """End TCP in order: nothing that follows is parsed."""
-        self._half_close()
-        self._deadline = min(self._deadline, due_in(DRAIN_TIMEOUT))
-        self._set_due()
-        while self._read() != b'':
+        with self.lock:
+            self.half_close()
+        self.wake_at(due_in(DRAIN_TIMEOUT))
+        while self.read() != b'':
             yield READ
 
     def _answer(self, request):
@@ -4004,10 +4916,10 @@ class Opening(Handshake):
         server = self._server
         check_host(request, server.hosts)
         upgrade = is_upgrade(request)
-        self.handler, self.args = server._find(request.path)
+        self.handler, self.args = server.find(request.path)
         if upgrade or server.process_request is not None:
             self._make(request)
-        response = self._ask(server.process_request, self.websocket, request)
+        response = self._ask(server.process_request, self.made, request)
         if response is None and not upgrade:
             response = yield from self._page(request)
         if self.handler is None and (response is None or response.status_code == 101):
@@ -4028,30 +4940,31 @@ class Opening(Handshake):
     def _make(self, request):
         server = self._server
         kind = self.handler if isinstance(self.handler, type) else server.create_connection or WebSocket
-        self.websocket = websocket = self._ask(kind, self.sock, right=lambda made: isinstance(made, WebSocket))
-        websocket._connecting, websocket.request, websocket._peer = True, request, self._peer
-        configure(websocket, server._settings)
+        self.made = websocket = self._ask(kind, self.sock, right=lambda made: isinstance(made, WebSocket))
+        websocket.request = request
+        inside(websocket).await_handshake(self.peer_address)
+        configure(websocket, server.settings)
         if kind is ServedWebSocket:
             websocket.server = server
 
     def _accept(self, request):
         """Return the Response that opens the websocket, or what process_response wants instead."""
-        server, websocket = self._server, self.websocket
+        server, websocket = self._server, self.made
         check_upgrade(request)
         check_origin(request, server.origins)
-        if server._full(self.handler):
+        if server.is_full(self.handler):
             raise HandshakeError('too many connections; the argument max_connections= of serve() says how many', 503)
         offered = offered_subprotocols(request)
         subprotocol = next((name for name in server.subprotocols if name in offered), None)
         if server.select_subprotocol is not None:
             subprotocol = self._ask(server.select_subprotocol, websocket, offered, right=offered.__contains__)
-        websocket._use(subprotocol, accept_extensions(request.headers, server.extensions))
+        negotiated(websocket, subprotocol, accept_extensions(request.headers, server.extensions))
         response = accept_response(request, subprotocol, websocket.extensions, server.server_header)
         return self._ask(server.process_response, websocket, request, response) or response
 
     def _page(self, request):
         """Return the Response of the page that is asked for."""
-        page, name = self._server._find_page(request.path)
+        page, name = self._server.find_page(request.path)
         response = None
         if callable(page):
             yield from self._read_body(request)
@@ -4073,6 +4986,15 @@ class Opening(Handshake):
         return response
 
 
+def opened(websocket, handshake):
+    """The opening *handshake* has succeeded; return whether the *websocket* is open: a hook may have ended it."""
+    connection = inside(websocket)
+    connection.take_over(handshake)
+    if websocket.request is not None:
+        websocket.request.headers.forget_index()        # the request stays
+    return connection.state == OPEN and connection.sock is not None and not handshake.output.broken
+
+
 class ServedWebSocket(WebSocket):
     """A connection whose events are methods of its ``server``, with the connection in front."""
     server = None
@@ -4085,16 +5007,19 @@ for _name in ('opened', 'received_message', 'closed', 'pinged', 'ponged', 'sent'
     setattr(ServedWebSocket, _name, _forward)
 
 
-def connection_settings(logger=None, max_size=MAX_SIZE, max_queue=MAX_QUEUE, **seconds):
-    """Check what serve() and connect() say of a connection; return what is unusual: of WebSocket, of Stream."""
-    for name, value in seconds.items():
-        expect(name in ('open_timeout', 'ping_interval', 'ping_timeout', 'close_timeout'), 'there is no argument', name)
-        expect(value is None or value > 0, '%s is a number of seconds, or None' % name, value, ValueError)
-    check_limits('max_queue', max_queue)
-    size, fragment = [UNLIMITED if size is None else size for size in check_limits('max_size', max_size, None, 1)]
-    settings = dict(seconds, max_queue=max_queue, _logger=logger), dict(max_size=size, max_fragment=fragment)
-    return [{name: value for name, value in attributes.items() if value != getattr(kind, name, value)}
-            for kind, attributes in zip((WebSocket, Stream), settings)]
+def connection_settings(**given):
+    """Check what serve() and connect() are *given* of a connection; return it as attributes: of WebSocket, of Stream."""
+    stream = {}
+    for name, value in given.items():
+        if name == 'max_size':
+            limits = check_limits(name, value, None, 1)
+            stream = dict(zip(('max_size', 'max_fragment'), [UNLIMITED if size is None else size for size in limits]))
+        elif name == 'max_queue':
+            check_limits(name, value)
+        elif name != 'logger':
+            expect(name in ('open_timeout', 'ping_interval', 'ping_timeout', 'close_timeout'), 'there is no argument', name)
+            expect(value is None or value > 0, '%s is a number of seconds, or None' % name, value, ValueError)
+    return {name: value for name, value in given.items() if name not in ('max_size', 'open_timeout')}, stream
 
 
 def check_limits(name, value, second=None, least=0):
@@ -4109,7 +5034,8 @@ def configure(websocket, settings):
     """Set the connection_settings() of a *websocket*."""
     for target, attributes in zip((websocket, websocket.stream), settings):
         for name, value in attributes.items():
-            setattr(target, name, value)
+            if getattr(target, name, None) != value:        # each costs memory, in every connection
+                setattr(target, name, value)
 
 
 class Server:
@@ -4120,12 +5046,10 @@ class Server:
     whose loop it is, ``connections`` a set of all open WebSockets at this moment.
     """
 
-    def __init__(self, sockets, handler, logger=None, *, ssl=None, origins='same', hosts='local', extensions=(),
-                 compression=None, subprotocols=None, select_subprotocol=None, process_request=None,
-                 process_response=None, server_header='minws/' + __version__, open_timeout=OPEN_TIMEOUT,
-                 ping_interval=PING_INTERVAL, ping_timeout=PING_TIMEOUT, close_timeout=CLOSE_TIMEOUT,
-                 max_size=MAX_SIZE, max_queue=MAX_QUEUE, max_connections=(MAX_THREADS, MAX_MANAGED), pages=None,
-                 create_connection=None):
+    def __init__(self, sockets, handler, *, ssl=None, origins='same', hosts='local', extensions=(), compression=None,
+                 subprotocols=None, select_subprotocol=None, process_request=None, process_response=None,
+                 server_header='minws/' + __version__, max_connections=(MAX_THREADS, MAX_MANAGED), pages=None,
+                 create_connection=None, **settings):
         for name, hook in (('select_subprotocol', select_subprotocol), ('process_request', process_request),
                            ('process_response', process_response), ('create_connection', create_connection),
                            ('ssl', getattr(ssl, 'wrap_socket', ssl))):
@@ -4141,23 +5065,24 @@ class Server:
         self.subprotocols = check_subprotocols(subprotocols)
         self.server_header = None if server_header is None else check_field(server_header, 'server_header')
         self.max_connections = check_limits('max_connections', max_connections, max_connections)
-        self._settings = connection_settings(logger, max_size, max_queue, open_timeout=open_timeout,
-                                             ping_interval=ping_interval, ping_timeout=ping_timeout,
-                                             close_timeout=close_timeout)
-        self.max_size = self._settings[1].get('max_size', MAX_SIZE)
-        self.open_timeout, self.close_timeout = open_timeout, close_timeout
-        self.logger = logger or default_logger()
+        self.settings = connection_settings(**settings)
+        self.max_size = self.settings[1].get('max_size', MAX_SIZE)
+        self.open_timeout = settings.get('open_timeout', OPEN_TIMEOUT)
+        self.close_timeout = settings.get('close_timeout', CLOSE_TIMEOUT)
+        self.logger = settings.get('logger') or default_logger()
         self.manager = WebSocketManager()
-        self.manager._on_stop = self.shutdown
+        self.manager.on_stop = self.shutdown
+        self.openings = OrderedDict()           # opening handshakes in progress, the oldest first
         # one operation on each of these is atomic, so that they need no lock
-        self._blocking, self._threads, self._openings, self._last = set(), set(), OrderedDict(), {}
+        self._blocking, self._threads = set(), set()
+        self._last = Latest()
         self._stopping = False
         self._threaded = any(not isinstance(kind, type) for _, kind in self.routes)
         if self._threaded:
             keeper()
         self._listeners = [Listener(self, sock) for sock in self.sockets]
         for listener in self._listeners:
-            self.manager.enter(listener, listener._fd)
+            self.manager.enter(listener)
 
     @property
     def port(self):
@@ -4198,8 +5123,8 @@ class Server:
 
         def stop(number, frame):
             restore()
-            self._stopping = self.manager._stopping = True
-            self.manager.wake()
+            self._stopping = True
+            self.manager.stop_soon()
 
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -4220,15 +5145,15 @@ class Server:
         It waits at most close_timeout and a second; a handler that hangs is left behind, with a line in the log.
         """
         self._stopping = True
-        for opening in list(self._openings):
-            opening._abort()
-        for websocket in list(self._blocking):
-            with websocket._lock:
-                websocket._send_close(code, reason.encode('utf-8'))
+        for opening in list(self.openings):
+            opening.abort()
+        for connection in map(inside, list(self._blocking)):
+            with connection.lock:
+                connection.send_close(code, reason.encode('utf-8'))
         self.manager.close_all(code, reason)
-        if threading.get_ident() == self.manager._thread_id:
+        if threading.get_ident() == self.manager.thread_id:
             for listener in self._listeners:
-                self.manager.leave(listener, listener._fd)
+                self.manager.leave(listener)
                 listener.terminate()
             self.manager.stop()
             return
@@ -4243,17 +5168,23 @@ class Server:
 
     def broadcast(self, message, binary=None, *, key=None, exclude=()):
         """Send *message* to all connections but those in *exclude*; waits for none: see WebSocketManager."""
-        if hasattr(message, '__next__'):
-            message = list(message)
-        frames = shared_frames(message, binary, key)
+        broadcast = Broadcast(message, binary, key)
         if key is not None:
-            self._last[key] = message
-        self.manager.broadcast(message, binary, key=key, exclude=exclude)
-        share(self._blocking.difference(exclude), frames, key)
+            self._last.put(key, message, broadcast.frames[0][1], None)
+        self.manager.spread(broadcast, exclude, [inside(websocket) for websocket in list(self._blocking)])
 
     def last(self, key=None):
-        """Return the last message broadcast with *key*, or None; without one, a dict of all: for who joins late."""
-        return dict(self._last) if key is None else self._last.get(key)
+        """Return the last message broadcast with *key*, or None; without one, a dict of all: for who joins late.
+
+        The last MAX_KEYS of them are kept, and no more than WRITE_HARD bytes.
+        """
+        if key is not None:
+            return self._last.waiting.get(key, (None,))[0]
+        return {key: entry[0] for key, entry in list(self._last.waiting.items())}
+
+    def forget(self, key):
+        """Forget the last message broadcast with *key*."""
+        self._last.remove(key)
 
     # The events of all clients, if a subclass of this is served
 
@@ -4268,16 +5199,16 @@ class Server:
 
     # From accept to the handler
 
-    def _accept(self, sock, address):
+    def accept(self, sock, address):
         """Begin an opening handshake: in a thread, if a function is among the handlers."""
         opening = Opening(self, sock, address)
-        self._openings[opening] = True
-        if len(self._openings) > MAX_HANDSHAKES:
-            self._openings.popitem(last=False)[0]._abort()
+        self.openings[opening] = True
+        if len(self.openings) > MAX_HANDSHAKES:
+            self.openings.popitem(last=False)[0].abort()
         if not self._threaded:
-            opening._loop = self.manager
+            opening.loop = self.manager
             try:
-                self.manager.enter(opening, opening._fd)
+                self.manager.enter(opening)
             except (OSError, ValueError, RuntimeError) as error:    # select knows no descriptor above 1023
                 self.logger.warning('cannot serve %s: %s', quote(address), error)
                 opening.terminate()
@@ -4287,7 +5218,8 @@ class Server:
             thread.start()
         except RuntimeError as error:
             self.logger.warning('cannot start a thread: %s', error)
-            opening._transmit(text_response(503, 'no more threads\n').build())
+            with opening.lock:
+                opening.put(text_response(503, 'no more threads\n').build())
             opening.terminate()
 
     def _serve_connection(self, opening):
@@ -4295,8 +5227,8 @@ class Server:
         self._threads.add(threading.current_thread())       # not earlier: shutdown() may join only what has started
         try:
             opening.drive()
-            if opening.opened:
-                self._opened(opening)
+            if opening.succeeded:
+                self.hand_over(opening)
             else:
                 opening.terminate()
         except Exception:
@@ -4305,10 +5237,10 @@ class Server:
         finally:
             self._threads.discard(threading.current_thread())
 
-    def _opened(self, opening):
+    def hand_over(self, opening):
         """Give a connection that is open to the manager, or run its handler in this thread."""
-        self._openings.pop(opening, None)
-        websocket, handler = opening.websocket, opening.handler
+        self.openings.pop(opening, None)
+        websocket, handler = opening.made, opening.handler
         if opening.args:
             websocket.path_args = opening.args
         if not isinstance(handler, type):
@@ -4321,10 +5253,10 @@ class Server:
                     raise
         else:
             websocket.close(1001)
-            websocket._close_socket()
+            inside(websocket).end()
 
     def _handle(self, websocket, handler):
-        websocket._block(keeper())
+        block(inside(websocket), websocket)
         self._blocking.add(websocket)
         code = 1011
         try:
@@ -4342,20 +5274,22 @@ class Server:
             finally:
                 self._blocking.discard(websocket)
 
-    def _full(self, handler):
+    def is_full(self, handler):
+        """Tell whether there are as many connections as may be, of the kind that *handler* makes."""
         managed = isinstance(handler, type)
-        openings = 0 if self._threaded else len(self._openings)
-        count = len(self.manager._entries) - len(self.sockets) - openings if managed else len(self._blocking)
+        openings = 0 if self._threaded else len(self.openings)
+        count = len(self.manager.entries) - len(self.sockets) - openings if managed else len(self._blocking)
         return self.max_connections[managed] is not None and count >= self.max_connections[managed]
 
-    def _find(self, path):
+    def find(self, path):
+        """Return (handler, {name} parts) for a *path*; (None, {}) if there is none."""
         for pattern, handler in self.routes:
             args = {} if pattern is None else match_route(pattern, path)
             if args is not None:
                 return handler, args
         return None, {}
 
-    def _find_page(self, path):
+    def find_page(self, path):
         """Return (page, name): a function, bytes, or the name of a file; what tells its type. HandshakeError 404."""
         within = [prefix for prefix, page in self.pages.items() if prefix == path or prefix[-1:] == '/'
                   and path.startswith(prefix) and isinstance(page, str) and os.path.isdir(page)]
@@ -4480,11 +5414,11 @@ def accept(sock, **options):
     server.manager.stop()
     opening = Opening(server, sock)
     opening.drive()
-    if not opening.opened:
+    if not opening.succeeded:
         opening.terminate()
         raise HandshakeError('the opening handshake failed')
-    opening.websocket._block(keeper())
-    return opening.websocket
+    block(inside(opening.made), opening.made)
+    return opening.made
 
 
 def serve(handler, host=None, port=None, *, sock=None, backlog=128, reuse_port=False, **options):
@@ -4532,7 +5466,7 @@ def unix_serve(handler, path=None, *, sock=None, **options):
 
 
 ########################################################################################################################
-# 11. Client
+# 14. Client
 #
 # The other role: a socket connected and secured, a request, its answer checked. connect() makes blocking connections,
 # the classes callback-driven ones.
@@ -4566,7 +5500,6 @@ class ClientHandshake(Handshake):
     body of a *response* is at most 64 KiB of explanation; what came behind one with status 101 is in ``_data``.
     """
     response = None
-    close = Transport._close_socket
 
     def __init__(self, sock, due, request, context=None, server_hostname=None, tunnel=None):
         self._request, self._context, self._server_hostname, self._tunnel = request, context, server_hostname, tunnel
@@ -4578,23 +5511,24 @@ class ClientHandshake(Handshake):
         if self.response is None:
             raise HandshakeError('the opening handshake was given up')
 
-    def _run(self):
+    def run(self):
+        """The handshake; sets ``response``."""
         if self._tunnel is not None:
             yield from self._exchange(self._tunnel, range(200, 300))
             response, self.response = self.response, None
-            if not 200 <= response.status_code < 300 or self._data:
+            if not 200 <= response.status_code < 300 or self.data:
                 raise HandshakeError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
                                      response=response)
         if self._context is not None:
-            yield from self._shake_tls(self._context, server_hostname=self._server_hostname)
+            yield from self.shake_tls(self._context, server_hostname=self._server_hostname)
         yield from self._exchange(self._request, (101,))
 
     def _exchange(self, request, good):
         """Write a *request* and read the ``response``, past interim ones, with its body unless it is *good*."""
-        yield from self._write(request)
+        yield from self.write(request)
         for _ in range(8):      # answers with 1xx, of which a few are tolerated
             try:
-                head = yield from self._read_head()
+                head = yield from self.read_head()
             except EOFError:
                 raise HandshakeError('the server closed the connection before it answered')
             response = parse_response(head)
@@ -4607,15 +5541,16 @@ class ClientHandshake(Handshake):
             length = response.headers.get('Content-Length', '')
             wanted = min(65536, int(length)) if is_number(length) else 65536
             try:
-                while len(self._data) < wanted:
-                    yield from self._receive()
+                while len(self.data) < wanted:
+                    yield from self.receive()
             except (OSError, EOFError):     # what has come must do
                 pass
-            response.body = bytes(self._data[:wanted])
+            response.body = bytes(self.data[:wanted])
 
-    def _tick(self, now):
+    def tick(self, now):
+        """The time is over."""
         try:
-            self._steps.throw(TimeoutError('opening handshake timed out'))
+            self.steps.throw(TimeoutError('opening handshake timed out'))
         except StopIteration:       # its answer is there, though not all of it
             pass
 
@@ -4692,7 +5627,7 @@ class WebSocketBaseClient(WebSocket):
         WebSocket.__init__(self, sock, check_subprotocols(protocols), None, None, heartbeat_freq)
         self.extensions = list(extensions or ())
         self.stream = Stream(always_mask=True, expect_masking=False)
-        self._connecting = True
+        inside(self).await_handshake()
         self.handshake_headers      # refuses now what must not be sent
 
     @property
@@ -4713,7 +5648,8 @@ class WebSocketBaseClient(WebSocket):
 
     def connect(self):
         """Connect and shake hands, in open_timeout. HandshakeError, OSError, TimeoutError."""
-        self._close_socket()        # it was of one family; the host may have addresses of another
+        connection = inside(self)
+        connection.close_socket()   # it was of one family; the host may have addresses of another
         self._handshake = handshake = client_handshake(
             self.handshake_request, self.scheme, self.unix_socket_path or self.host, self.port,
             due_in(self.open_timeout), ssl=self._context())
@@ -4724,21 +5660,22 @@ class WebSocketBaseClient(WebSocket):
                 self.response = handshake.response
                 self.process_response_line(b'HTTP/1.1 %d' % self.response.status_code)
                 protocols, extensions = self.process_handshake_header(build_head('', self.response.headers)[2:])
-                self._adopt(handshake.sock)
+                connection.adopt(handshake.sock)
         except BaseException:
             self.sock = None
             raise
         finally:
             self._handshake = None
-        self._be_client(protocols[0] if protocols else None, extensions)
-        self._open(handshake)
+        be_client(self, protocols[0] if protocols else None, extensions)
+        opened(self, handshake)
         self.handshake_ok()
 
-    def _abort(self):
+    def close(self, code=1000, reason=''):
+        """See WebSocket.close(). In another thread than connect()'s it gives the opening handshake up."""
         handshake = self._handshake
         if handshake is not None:
-            handshake._abort()      # close(), in another thread, gives it up
-        WebSocket._abort(self)
+            handshake.abort()
+        WebSocket.close(self, code, reason)
 
     def _context(self):
         if not self.scheme.startswith('wss'):
@@ -4882,9 +5819,10 @@ def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers
         websocket = (create_connection or WebSocket)(handshake.sock)
         configure(websocket, settings)
         websocket.request = Request('GET', resource, fields)
-        websocket._be_client(*chosen)
-        websocket._open(handshake)
-    websocket._block(keeper())
+        websocket.response = handshake.response
+        be_client(websocket, *chosen)
+        opened(websocket, handshake)
+    block(inside(websocket), websocket)
     return websocket
 
 

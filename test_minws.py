@@ -6180,9 +6180,10 @@ def test_pair_takes_classes_and_a_subprotocol():
     client, server = minws.pair(kind, kind, subprotocol='chat')
     assert type(client) is type(server) is kind
     assert client.subprotocol == server.subprotocol == 'chat' and client.protocols == ['chat']
-    with in_thread(client.close):
-        server.close()
-    assert kind.calls == [('opened',), ('opened',)] + [('closed', 1000, b'')] * 2
+    client.send('to one that overrides received_message')
+    wait_until(lambda: kind.calls.count(('message', 'to one that overrides received_message')) == 1)
+    client.close()
+    wait_until(lambda: kind.calls[-2:] == [('closed', 1000, b'')] * 2)
 
 
 # Heartbeat ------------------------------------------------------------------------------------------------------------

@@ -2597,7 +2597,7 @@ class Sender(Transport):
             if full:
                 self.drop()
                 raise self.closed_error()
-            turn.over.wait()
+            turn.over.wait(TURN)
 
     def _put_message(self, frames, message=None):
         self.sender_waits = self.driver.eager and sum(len(data) for _, data, _ in frames) > WRITE_SOFT
@@ -2615,11 +2615,12 @@ class Sender(Transport):
 
         An exception of the iterable fails the connection with 1011 once a part is out: it must never look whole.
         """
-        if not self._take_turn():
-            return self.send(list(fragments))
-        begun = False
+        turn, output, begun = Turn(), self.output, False
         try:
+            if not self._take_turn(turn):
+                return self.send(list(fragments))
             for opcode, data, fin in fragments:
+                begun = True
                 with self.lock:
                     self.check_open()
                     self.put_frame(opcode, data, fin)
@@ -2632,26 +2633,27 @@ class Sender(Transport):
                 self.fail(WebSocketException('fragmented message was given up', 1011))
             raise
         finally:
-            self._end_turn()
+            if output.turn is turn:     # first of all: a signal handler may raise at any call
+                output.turn = None
+                self._end_turn(turn)
 
-    def _take_turn(self):
+    def _take_turn(self, mine):
         """Begin a fragmented message, once no other is in progress; False if this thread must not wait for that."""
         while True:
             with self.lock:
                 self.check_open()
                 turn = self.output.turn
                 if turn is None:
-                    self.output.turn = Turn()
+                    self.output.turn = mine
                     self.choose_path()
                     return True
                 if turn.owner == threading.get_ident() or not self.driver.may_wait():
                     return False
-            turn.over.wait()
+            turn.over.wait(TURN)
 
-    def _end_turn(self):
+    def _end_turn(self, turn):
         """The fragmented message is over: let go what waited behind it, in its order."""
         with self.lock:
-            turn, self.output.turn = self.output.turn, None
             self.choose_path()
             try:
                 if self.close_sent is None and self.state < DRAINING and self.sock is not None:
@@ -2738,7 +2740,7 @@ class Sender(Transport):
                 turn = self.output.turn
                 if turn is None or turn.owner == threading.get_ident() or copy.opcode >= OPCODE_CLOSE:
                     return self._put_copy(copy)
-            turn.over.wait()
+            turn.over.wait(TURN)
 
     def _put_copy(self, frame):
         code = struct.unpack('!H', frame.body[:2])[0] if len(frame.body) > 1 else 1005
@@ -3356,30 +3358,24 @@ class OverriddenDriver(CallbackDriver):
 class Role:
     """What one thread has at a time, and gives back whatever happens: the reader's role of a blocking connection.
 
-    A *token* is an object of the caller's, fresh for each try. To be used in one ``try: take() ... finally:
-    give_back()``: then even the exception of a signal handler between two instructions leaves nothing taken, which no
-    lock achieves whose acquire() does not wait.
+    A *token* is an object of the caller's, fresh for each try; the first in ``line`` has the role, the others are about
+    to withdraw. It is always given back by ``finally: if token in line: line.remove(token)``, before any other call:
+    then even the exception of a signal handler between two instructions leaves nothing taken, which no lock achieves
+    whose acquire() does not wait.
     """
     __slots__ = ('line', 'waiters')
 
     def __init__(self):
-        self.line = []         # tokens; the first one has the role, the others are about to withdraw
-        self.waiters = []      # locks of threads that wait for it
+        self.line = []
+        self.waiters = []       # locks of threads that wait for it
 
     def take(self, token):
         """Return whether the role is ours now."""
         self.line.append(token)
         return self.line[0] is token
 
-    def give_back(self, token):
-        """Give the role back, if we have it, and let the others try for it."""
-        if token in self.line:
-            self.line.remove(token)
-        if self.waiters:
-            self.wake()
-
     def wake(self):
-        """Let those who wait try again."""
+        """Let those who wait try again: after giving back, and when there is room again in a full queue."""
         while self.waiters:
             try:
                 self.waiters.pop().release()
@@ -3387,22 +3383,21 @@ class Role:
                 break
 
     def wait(self, timeout):
-        """Wait until the role may be free, at most *timeout* seconds (None: for ever)."""
+        """Wait until the role may be free, at most *timeout* seconds."""
         waiter = threading.Lock()
         waiter.acquire()
         self.waiters.append(waiter)
-        if not self.line:          # it was given back before we stood in line
+        if not self.line:           # it was given back before we stood in line
             self.wake()
-        waiter.acquire(True, -1 if timeout is None else timeout)
-        try:
+        waiter.acquire(True, timeout)
+        if waiter in self.waiters:
             self.waiters.remove(waiter)
-        except ValueError:          # it was woken
-            pass
 
     def hold(self, token):
         """Take the role, waiting for it; for those who know that nobody has it for long."""
         while not self.take(token):
-            self.give_back(token)
+            self.line.remove(token)
+            self.wake()
             self.wait(TURN)
 
 
@@ -3585,7 +3580,9 @@ class BlockingDriver(Driver):
                 connection.driver = frames
                 connection.stop_keepalive()     # nothing answers for the user, nor asks
             finally:
-                self.role.give_back(token)
+                if token in self.role.line:
+                    self.role.line.remove(token)
+                self.role.wake()
         return frames
 
     def choose(self, raw):
@@ -3658,12 +3655,14 @@ class BlockingDriver(Driver):
         part, token = None, object()
         try:
             while not self.messages and not self.role.take(token):      # a message may come before the role does
-                self.role.give_back(token)
+                self.role.line.remove(token)
                 self.role.wait(TURN)
             if not self.messages and stream is not None:
                 part = stream.take_fragments()
         finally:
-            self.role.give_back(token)
+            if token in self.role.line:
+                self.role.line.remove(token)
+            self.role.wake()
         done = part is None
         if done and not self.messages:
             raise self.connection.closed_error()
@@ -3697,7 +3696,9 @@ class BlockingDriver(Driver):
                 if line[0] is token and (ready() or self._pump(timeout)):
                     stood_back = False
             finally:
-                role.give_back(token)
+                if token in role.line:
+                    role.line.remove(token)
+                role.wake()
             if ready():
                 return True
             if self.connection.loop is None:
@@ -3766,7 +3767,9 @@ class BlockingDriver(Driver):
                 if self.role.take(token):
                     self._conclude()
             finally:
-                self.role.give_back(token)
+                if token in self.role.line:
+                    self.role.line.remove(token)
+                self.role.wake()
         timeout, written = self.setting('close_timeout'), -1
         timeout = None if timeout is None else timeout + DRAIN_TIMEOUT
         while connection.output.written > written and connection.state != CLOSED:
@@ -3827,7 +3830,9 @@ class BlockingDriver(Driver):
                     connection.loop.again(connection)
             self.attended = False
         finally:
-            self.role.give_back(token)
+            if token in self.role.line:
+                self.role.line.remove(token)
+            self.role.wake()
         return (READ if open_ended and self.verdict is None else 0) | stuck
 
 
@@ -4254,12 +4259,15 @@ class WebSocket:
         connection.driver.await_room()
 
     def __iter__(self):
-        """Yield messages until the connection is closed with 1000, 1001 or no code; else ConnectionClosedError."""
+        """Iterate over messages until the connection is closed with 1000, 1001 or no code; else ConnectionClosedError."""
+        return self
+
+    def __next__(self):
+        """Return the next message, as recv() does."""
         try:
-            while True:
-                yield self.recv()
+            return self.recv()
         except ConnectionClosedOK:
-            return
+            raise StopIteration from None
 
     def __enter__(self):
         return self

@@ -572,34 +572,42 @@ def fragments(chunks, binary=None, eager=False):
     follows; else one is held back, so that the last is the final one. No chunks, no frames. TypeError for anything
     else, and for both kinds in one message; ValueError for what is not UTF-8; and what *chunks* raises.
     """
-    utf8 = Utf8Validator() if binary is False else None
     count = len(chunks) if isinstance(chunks, (list, tuple)) else None
-    kind = held = None
+    first, held = True, None
     try:
-        for number, chunk in enumerate(chunks, 1):
-            opcode, data = _sendable(chunk, None if utf8 and not isinstance(chunk, str) else binary)
-            if utf8 and opcode == OPCODE_BINARY:
-                opcode = OPCODE_TEXT
-            if opcode is None or kind not in (None, opcode):
-                raise TypeError('the fragments of a message are all str or all bytes')
-            if utf8 and not (utf8.validate(data)[0] and (number != count or not utf8.state)):
-                raise ValueError('text is not UTF-8, or ends inside a character')
-            frame, before, kind = (opcode if kind is None else OPCODE_CONTINUATION, data), held, opcode
-            held = None if eager or count else frame
+        for number, (opcode, data) in enumerate(_alike(chunks, count, binary), 1):
+            frame, before = (opcode if first else OPCODE_CONTINUATION, data), held
+            first, held = False, None if eager or count else frame
             if before is not None:
                 yield before + (False,)
             if held is None:
                 yield frame + (number == count,)
-        if utf8 and utf8.state:
-            raise ValueError('text ends inside a character')
     except Exception:
         if held is not None:        # it has begun, whether it is out or not
             yield held + (False,)
         raise
     if held is not None:
         yield held + (True,)
-    elif kind is not None and not count:
+    elif not first and not count:
         yield OPCODE_CONTINUATION, b'', True
+
+
+def _alike(chunks, count, binary):
+    """Yield (opcode, payload) for each of *chunks*, *count* or an unknown number (None); see fragments()."""
+    utf8 = Utf8Validator() if binary is False else None
+    kind = None
+    for number, chunk in enumerate(chunks, 1):
+        opcode, data = _sendable(chunk, None if utf8 and not isinstance(chunk, str) else binary)
+        if utf8 and opcode == OPCODE_BINARY:
+            opcode = OPCODE_TEXT
+        if opcode is None or kind not in (None, opcode):
+            raise TypeError('the fragments of a message are all str or all bytes')
+        if utf8 and not (utf8.validate(data)[0] and (number != count or not utf8.state)):
+            raise ValueError('text is not UTF-8, or ends inside a character')
+        kind = opcode
+        yield opcode, data
+    if utf8 and utf8.state:
+        raise ValueError('text ends inside a character')
 
 
 ########################################################################################################################
@@ -829,7 +837,7 @@ class Stream:
     __slots__ = ('always_mask', 'expect_masking', 'extensions', 'sharing', 'plain', 'raw', 'paused', 'ended', 'closing',
                  '_facade', '_rsv', '_watched', '_kept', '_pos', '_first',
                  '_key', '_remaining', '_whole', '_opcode', '_coded', '_payload', '_space', '_pieces', '_size',
-                 '_fragments', '_utf8', '_budget', '__dict__')
+                 '_fragments', '_utf8', 'budget', '__dict__')
     max_size, max_fragment = MAX_SIZE, UNLIMITED
 
     def __init__(self, always_mask=False, expect_masking=True):
@@ -852,7 +860,7 @@ class Stream:
         self._whole = None          # a bytearray of it, if it must be there as a whole: control, coded and raw frames
         self._coded = False         # extensions decode the message in progress
         self._space = 0             # the size of a BytesIO that is its _payload
-        self._budget = 0            # bytes of messages that receive() may still return
+        self.budget = 0            # bytes of messages that receive() may still return
         self._begin_message()
 
     def _begin_message(self):
@@ -922,6 +930,7 @@ class Stream:
         very much. Events are messages (TextMessage and BinaryMessage, or if ``plain`` str, bytes and Fragments), control messages,
         and at most one WebSocketException, the last of all. More may be waiting: see ``paused``.
         """
+        # hot: 0.5 us of each message, and all of it for one that is short
         events, pos, paused = [], 0, False
         if self._kept:
             if data:
@@ -933,7 +942,7 @@ class Stream:
         lengths, head = (_MASKED_LENGTHS, 6) if masked else (_PLAIN_LENGTHS, 2)
         special = self.raw or self._watched or self.max_size < 125 or self.max_fragment < 125
         idle = self._first is None and not self._opcode and not special
-        self._budget = self.max_size if size is None else size
+        self.budget = self.max_size if size is None else size
         try:
             while pos < end and len(events) < limit:
                 first = data[pos]
@@ -968,7 +977,7 @@ class Stream:
                 pos = stop
                 if self.ended:
                     end = pos
-                if self._budget <= 0:
+                if self.budget <= 0:
                     limit = 0
                 idle = self._first is None and not self._opcode and not special
         except (WebSocketException, UnicodeDecodeError) as error:
@@ -1071,7 +1080,7 @@ class Stream:
             frame = Frame(opcode, bytes(whole), None, first >> 7, first >> 6 & 1, first >> 5 & 1, first >> 4 & 1)
             frame = self._decode(frame) if opcode < OPCODE_CLOSE else frame
             if self.raw:
-                self._budget -= len(frame.body)
+                self.budget -= len(frame.body)
                 events.append(frame)
                 return
             self._append(frame.body, first & 0x80)
@@ -1119,7 +1128,7 @@ class Stream:
     def _finish(self):
         """Return the message that is complete, and be ready for the next."""
         payload, pieces, text, utf8 = self._collected(), self._pieces, self._opcode == OPCODE_TEXT, self._utf8
-        self._budget -= self._size
+        self.budget -= self._size
         self._begin_message()
         if utf8 is not None and utf8.state != Utf8Validator.UTF8_ACCEPT:
             raise TextFrameEncodingException('text ends inside a character')
@@ -1990,6 +1999,7 @@ class Loop:
 
     def go_round(self):
         """Wait, and give everything that is ready its turn."""
+        # hot: with one connection 1.5 us of each message above the system call
         timeout = self._next - time.monotonic()
         if timeout <= 0:
             self.run_clocks(time.monotonic())
@@ -2964,6 +2974,12 @@ class Connection(Sender):
         """Tell whether there is input that no poller sees: in a parser that has paused, or inside TLS."""
         return self.stream is not None and self.stream.paused is True or self.tls and Transport.hidden_input(self)
 
+    def see_to_hidden_input(self):
+        """Ask the loop for another turn if there is input that no poller sees."""
+        loop = self.loop
+        if loop is not None and self.hidden_input():
+            loop.again(self)
+
     def process(self, data):
         """Feed *data* to the stream and act on what is in it; return False when the connection is over.
 
@@ -3262,11 +3278,10 @@ class CallbackDriver(Driver):
         """Read once and act on what came; return False when the connection is over."""
         connection, output, stream = self.connection, self.connection.output, self.connection.stream
         try:
-            if connection.loop is None and connection.real and not self._await_input():
-                return connection.state != CLOSED
-            if output.chunk is not None and self._is_stuck():
-                return True         # who does not take our replies is not read
-            if connection.state == CLOSED or connection.sock is None:
+            if (connection.loop is None and connection.real and not self._await_input()
+                    or output.chunk is not None and self._is_stuck()):
+                return connection.state != CLOSED       # who does not take our replies is not read
+            if connection.state == CLOSED:
                 return False
             if stream is not None and stream.paused is True:
                 more = connection.process(None)
@@ -3276,8 +3291,8 @@ class CallbackDriver(Driver):
         except (OSError, TypeError) as error:
             self.websocket.unhandled_error(error)
             return False
-        if more and (connection.tls or stream.paused) and connection.loop is not None and connection.hidden_input():
-            connection.loop.again(connection)
+        if more and (connection.tls or stream.paused):
+            connection.see_to_hidden_input()
         return more
 
     once = turn         # what a loop or run() calls
@@ -3809,31 +3824,39 @@ class BlockingDriver(Driver):
             self.attended = False
         connection.flush_waiting()
         latest = connection.output.latest
-        waiting = latest is not None and bool(latest.waiting)       # for the pongs that open the window
-        stuck = WRITE if connection.output.chunk is not None else 0
-        if (not self.absent if at_turn else self.attended) and connection.state != CLOSED and not waiting:
-            return stuck
-        token = object()
+        attends = not self.absent if at_turn else self.attended
+        if not attends or connection.state == CLOSED or latest is not None and latest.waiting:
+            watched = self._look()      # keyed messages wait for the pongs that open their window
+        else:
+            watched = 0
+        return watched | (WRITE if connection.output.chunk is not None else 0)
+
+    def _look(self):
+        """Do what keep() says for a handler that is absent or gone; return READ or 0."""
+        token, reads = object(), False
         try:
-            if not self.role.take(token):
-                return stuck
-            gone = self.websocket is None
-            if gone and connection.state < DRAINING:
-                self.messages.clear()
-                connection.fail(WebSocketException('nobody refers to this connection any more', 1001))
-            if self.absent or gone:
-                self._conclude()
-            open_ended = not self.is_full() or connection.close_sent is not None
-            if connection.loop is not None and (open_ended or connection.state == CLOSED):
-                self._pump()
-                if connection.loop is not None and connection.hidden_input() and not self.is_full():
-                    connection.loop.again(connection)
-            self.attended = False
+            if self.role.take(token):
+                reads = self._stand_in()
+                self.attended = False
         finally:
-            if token in self.role.line:
-                self.role.line.remove(token)
+            self.role.line.remove(token)        # the keeper gets no signals
             self.role.wake()
-        return (READ if open_ended and self.verdict is None else 0) | stuck
+        return READ if reads and self.verdict is None else 0
+
+    def _stand_in(self):
+        """Read once for the handler, whose role we have; return whether there was room for more."""
+        connection, gone = self.connection, self.websocket is None
+        if gone and connection.state < DRAINING:
+            self.messages.clear()
+            connection.fail(WebSocketException('nobody refers to this connection any more', 1001))
+        if self.absent or gone:
+            self._conclude()
+        room = not self.is_full() or connection.close_sent is not None
+        if connection.loop is not None and (room or connection.state == CLOSED):
+            self._pump()
+            if not self.is_full():
+                connection.see_to_hidden_input()
+        return room
 
 
 class FrameDriver(BlockingDriver):
@@ -4089,6 +4112,7 @@ class WebSocket:
         ConnectionClosed if the connection is closed, TypeError for what cannot be sent; an iterable that raises or
         mixes types fails the connection with 1011.
         """
+        # hot: 0.5 us of each message that is answered
         connection = self._connection
         loop = connection.loop
         if loop is not None and loop.pending is not None:

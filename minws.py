@@ -52,8 +52,8 @@ __all__ = [
     'Response', 'ScriptedSocket', 'SelectPoller', 'Server', 'State', 'Stream', 'StreamClosed',
     'TextFrameEncodingException', 'TextMessage', 'UnsupportedFrameTypeException', 'Utf8Validator', 'WebSocket',
     'WebSocketBaseClient', 'WebSocketClient', 'WebSocketException', 'WebSocketManager', 'WS_KEY', 'WS_VERSION',
-    'accept', 'apply_mask', 'basic_auth', 'configure_logger', 'connect', 'format_addresses', 'pair', 'reconnect', 'serve',
-    'unix_connect', 'unix_serve']
+    'accept', 'apply_mask', 'basic_auth', 'configure_logger', 'connect', 'format_addresses', 'pair', 'reconnect',
+    'serve', 'unix_connect', 'unix_serve']
 
 
 ########################################################################################################################
@@ -927,8 +927,8 @@ class Stream:
         """Parse *data* (bytes, or None), after what was left over, and return the events in it, at most *limit*.
 
         It also pauses after the message that makes *size* bytes full (None: max_size): a little input may inflate to
-        very much. Events are messages (TextMessage and BinaryMessage, or if ``plain`` str, bytes and Fragments), control messages,
-        and at most one WebSocketException, the last of all. More may be waiting: see ``paused``.
+        very much. Events are messages (TextMessage and BinaryMessage, or if ``plain`` str, bytes and Fragments),
+        control messages, and at most one WebSocketException, the last of all. More may be waiting: see ``paused``.
         """
         # hot: 0.5 us of each message, and all of it for one that is short
         events, pos, paused = [], 0, False
@@ -1899,9 +1899,10 @@ def wait_ready(fd, events, timeout=None):
 class Loop:
     """Go round: wait for ready sockets, give each entry its turn, run the clocks. One thread runs it.
 
-    An entry has ``fd``, its descriptor; ``events`` (READ, WRITE, both or 0), what it waits for; ``due`` (monotonic), when
-    its ``tick(now)`` is to be called; and what serve() of a subclass calls, between ``_serving = entry`` and turn_over().
-    No lock is held while an entry has its turn. A subclass that sets ``pending`` has share(), which sends it.
+    An entry has ``fd``, its descriptor; ``events`` (READ, WRITE, both or 0), what it waits for; ``due`` (monotonic),
+    when its ``tick(now)`` is to be called; and what serve() of a subclass calls, between ``_serving = entry`` and
+    turn_over(). No lock is held while an entry has its turn. A subclass that sets ``pending`` has share(), which sends
+    it.
     """
     pending = None          # a manager's broadcast that leaves at the end of this round
 
@@ -2140,7 +2141,8 @@ class Latest:
 class Turn:
     """A fragmented message in progress: the ``owner`` (thread id) sends it, and nothing else is encoded meanwhile.
 
-    ``behind`` holds what others sent without waiting, unencoded: (frames, message) with frames [(opcode, payload, fin)].
+    ``behind`` holds what others sent without waiting, unencoded: (frames, message) with frames [(opcode, payload,
+    fin)].
     """
     __slots__ = ('owner', 'over', 'behind', 'size')
 
@@ -2159,9 +2161,9 @@ class Turn:
 class Output:
     """All that waits to leave, in the order in which it does. The transport's lock is held for every change.
 
-    First what the kernel has taken in part (``chunk``), then ``frames``. When these are empty, and if ``more`` says that
-    there is more, Connection.emptied() goes on with the newest pong, the keyed messages as far as their window allows,
-    and the half-close. What was sent during another thread's fragmented message waits behind its ``turn``.
+    First what the kernel has taken in part (``chunk``), then ``frames``. When these are empty, and if ``more`` says
+    that there is more, Connection.emptied() goes on with the newest pong, the keyed messages as far as their window
+    allows, and the half-close. What was sent during another thread's fragmented message waits behind its ``turn``.
     """
     __slots__ = ('chunk', 'frames', 'queued', 'largest', 'written', 'due', 'cork', 'broken', 'more', 'pong', 'latest',
                  'turn', 'marks')
@@ -2512,8 +2514,8 @@ class PongWaiter:
 class Sender(Transport):
     """What may be sent, and in which order: whole messages, fragmented ones, keyed ones, control frames.
 
-    While a fragmented message is in progress (``output.turn``) nothing else is encoded on its stream but control frames:
-    other threads wait, loops and callbacks leave their messages behind the turn.
+    While a fragmented message is in progress (``output.turn``) nothing else is encoded on its stream but control
+    frames: other threads wait, loops and callbacks leave their messages behind the turn.
     """
     __slots__ = ('stream', 'driver', 'state', 'swift', 'close_sent', 'close_received', 'dropped', 'sender_waits')
 
@@ -2724,8 +2726,8 @@ class Sender(Transport):
     def put_pong(self, data):
         """Answer a ping. The lock is held.
 
-        The one place where a pong is dropped: the peer's close frame has come; or output is stuck, and then a newer pong
-        replaces the one that waits (RFC 6455 5.5.3).
+        The one place where a pong is dropped: the peer's close frame has come; or output is stuck, and then a newer
+        pong replaces the one that waits (RFC 6455 5.5.3).
         """
         output = self.output
         if self.close_received is None and self.state < DRAINING and self.sock is not None:
@@ -2741,7 +2743,7 @@ class Sender(Transport):
             self.put(self.encode(OPCODE_PONG, data))
 
     def send_frame(self, frame):
-        """Send a copy of *frame*, encoded by the extensions, and masked if this end masks; see WebSocket.send_frame()."""
+        """Send a copy of *frame*, encoded by the extensions, and masked if this end masks. See WebSocket."""
         copy = Frame(frame.opcode, frame.body, None, frame.fin, frame.rsv1, frame.rsv2, frame.rsv3)
         copy.build()            # raises for what is no frame
         while True:
@@ -2780,30 +2782,31 @@ class Sender(Transport):
 class Connection(Sender):
     """One end of a connection: what is answered, and when it ends.
 
-    | state      | means                   | is sent                  | input is              | ends with               |
-    |------------|-------------------------|--------------------------|-----------------------|-------------------------|
-    | CONNECTING | the opening handshake   | the handshake            | the handshake's       | success: OPEN; failure, |
-    |            |                         |                          |                       | abort, deadline: CLOSED |
-    | OPEN       |                         | everything               | parsed, handed over   | a close frame, ours or  |
-    |            |                         |                          |                       | the peer's: CLOSING; an |
-    |            |                         |                          |                       | error: DRAINING; end of |
-    |            |                         |                          |                       | file, abort, peer gone: |
-    |            |                         |                          |                       | CLOSED                  |
-    | CLOSING    | one close frame is out, | what was sent before it; | parsed, handed over,  | both close frames, or   |
-    |            | or in (recv_frame only) | the close frame that     | until the peer's      | an error: DRAINING; end |
-    |            |                         | answers; pongs until the | close frame           | of file, abort,         |
-    |            |                         | peer's has come          |                       | deadline: CLOSED        |
-    | DRAINING   | all is said             | what was sent before     | read and thrown away, | end of file, abort,     |
-    |            |                         |                          | lest TCP resets       | deadline: CLOSED        |
-    | CLOSED     | whoever reads closes    | nothing                  |                       |                         |
-    |            | the descriptor          |                          |                       |                         |
+    | state      | means                 | is sent                  | input is              | ends with            |
+    |------------|-----------------------|--------------------------|-----------------------|----------------------|
+    | CONNECTING | the opening handshake | the handshake            | the handshake's       | success: OPEN;       |
+    |            |                       |                          |                       | failure, abort,      |
+    |            |                       |                          |                       | deadline: CLOSED     |
+    | OPEN       |                       | everything               | parsed, handed over   | a close frame, ours  |
+    |            |                       |                          |                       | or the peer's:       |
+    |            |                       |                          |                       | CLOSING; an error:   |
+    |            |                       |                          |                       | DRAINING; end of     |
+    |            |                       |                          |                       | file, abort: CLOSED  |
+    | CLOSING    | one close frame is    | what was sent before it; | parsed, handed over,  | both close frames,   |
+    |            | out, or in (only with | the close frame that     | until the peer's      | an error: DRAINING;  |
+    |            | recv_frame)           | answers; pongs until the | close frame           | end of file, abort,  |
+    |            |                       | peer's has come          |                       | deadline: CLOSED     |
+    | DRAINING   | all is said           | what was sent before     | read and thrown away, | end of file, abort,  |
+    |            |                       |                          | lest TCP resets       | deadline: CLOSED     |
+    | CLOSED     | whoever reads closes  | nothing                  | not read              |                      |
+    |            | the descriptor        |                          |                       |                      |
 
     A server, or who failed the connection, ends TCP first: in DRAINING it shuts down for writing when all is written,
     and waits DRAIN_TIMEOUT; a client with both close frames waits close_timeout for the server to do so (7.1.1). A
     failed write is no state: ``output.broken``; what has arrived is still handed over.
     """
-    __slots__ = ('begun', 'told', 'latency', '_pings', '_deadline', '_beat_due', '_ping_due', '_ping_next', '_ping_data', '_ping_end',
-                 '_heard', '_seen_written')
+    __slots__ = ('begun', 'told', 'latency', '_pings', '_deadline', '_beat_due', '_ping_due', '_ping_next',
+                 '_ping_data', '_ping_end', '_heard', '_seen_written')
 
     carries_messages = True
 
@@ -3438,35 +3441,41 @@ class Inbox:
         return self.full or count > 0 and self.brought - self.taken > 2 * largest
 
 
-class BlockingDriver(Driver):
-    """Whoever calls recv(): received messages wait in a queue, callbacks for the handler's thread.
+class Calls:
+    """The calls of a user's methods that wait for the handler's thread: (name, args); ``running``: it is inside one."""
+    __slots__ = ('waiting', 'running')
 
-    recv(), close() and those who wait for a pong share one pump: whoever has the reader's ``role`` reads, and alone may
-    close the descriptor. What wakes recv() is this: the pump's own poll, or the end of another thread's turn as reader.
-    A close or an error that comes behind messages which nobody has taken yet stands behind them, as the ``verdict``: it
-    takes effect when they are taken, or when the keeper finds the handler absent.
+    def __init__(self):
+        self.waiting = deque()
+        self.running = False
+
+    def later(self, name, *args):
+        """Have the method *name* called when the handler's thread calls us next."""
+        if len(self.waiting) < MAX_QUEUE:       # a handler that never calls us must not make them pile up
+            self.waiting.append((name, args))
+
+
+class PumpDriver(Driver):
+    """Who reads a blocking connection: whoever has the reader's ``role``; he alone may close the descriptor.
+
+    recv(), close() and those who wait for a pong share this one pump, and the keeper uses it while nobody does. A close
+    or an error that comes behind messages which nobody has taken yet stands behind them, as the ``verdict``: it takes
+    effect when they are taken, or when the keeper finds the handler absent.
     """
-    __slots__ = ('inbox', 'messages', 'raw', 'partly', 'receiving', 'role', 'poll', 'attended', 'absent', 'verdict',
-                 'calls', 'calling', '_websocket')
+    __slots__ = ('inbox', 'messages', 'role', 'poll', 'attended', 'absent', 'verdict', '_websocket')
     idle_events = 0         # the keeper watches only who is not attended
-    limited, eager = False, True
 
     def __init__(self, websocket, connection):
         from weakref import ref
         self.connection = connection
-        self._websocket = ref(websocket)        # who forgets a connection ends it: see keep()
+        self._websocket = ref(websocket)    # who forgets a connection ends it: see keep()
         self.inbox = Inbox(websocket.max_queue)
         self.messages = self.inbox.messages
-        self.raw = None                         # whether recv_frame() is used or recv(), once one was
-        self.partly = None                      # what recv_streaming() left: 'rest' is to be skipped, 'stop' for ever
-        self.receiving = threading.Lock()       # held by recv(): two at once are an error
         self.role = Role()
-        self.attended = True                    # somebody read since the keeper's last turn
-        self.absent = 0                         # the keeper's turns since then
+        self.attended = True                # somebody read since the keeper's last turn
+        self.absent = 0                     # the keeper's turns since then
         self.verdict = None
-        self.calls = deque()                    # callbacks that wait for the handler's thread: (name, args)
-        self.calling = False                    # it is inside one
-        self.poll = None                        # for the one descriptor, kept: 0.4 us to make and register
+        self.poll = None                    # for the one descriptor, kept: 0.4 us to make and register
         if connection.real and hasattr(select, 'poll'):
             self.poll = select.poll()
             self.poll.register(connection.fd, select.POLLIN)
@@ -3475,228 +3484,10 @@ class BlockingDriver(Driver):
     def websocket(self):
         return self._websocket()
 
-    def begin(self, loop):
-        """Make the connection a blocking one, which *loop*, the keeper, looks after; call opened()."""
-        connection = self.connection
-        connection.stream.plain = True
-        connection.output.marks = None
-        connection.events = 0
-        connection.begin(loop)
-        loop.look_after(connection)
-        self.later('opened')
-        self.run_calls()
-
-    # What a connection asks
-
     def is_full(self):
         """Tell whether no more may be received."""
         stream = self.connection.stream
         return stream is None or self.inbox.is_full(stream.max_size)
-
-    def take(self, stream, data):
-        """Feed *data* to the *stream*; queue the messages in it, as many as there is room for, and answer the rest."""
-        inbox = self.inbox
-        count, size = inbox.high - len(self.messages), 2 * stream.max_size - (inbox.brought - inbox.taken)
-        self.handle(stream.receive(data, max(1, count), max(1, size)))
-
-    def handle(self, events):
-        """Queue the messages of a batch of *events*, and answer what needs no receiver."""
-        connection, inbox, messages = self.connection, self.inbox, self.messages
-        for event in events:
-            kind = event.__class__
-            if kind is str or kind is bytes or kind is Fragments:
-                if connection.close_sent is None or len(messages) < inbox.high:
-                    messages.append(event)
-                    inbox.brought += len(event)
-                    if len(messages) >= inbox.high:
-                        inbox.full = True
-            elif messages and connection.close_sent is None and (isinstance(event, WebSocketException)
-                                                                 or event.opcode == OPCODE_CLOSE):
-                self.verdict = event
-            else:
-                connection.answer(event)
-
-    def pinged(self, ping):
-        """A ping has come: nothing is called for it on a blocking connection."""
-
-    def ponged(self, pong):
-        """A pong has come: the handler's thread is told of it."""
-        self.later('ponged', pong)
-
-    def reading(self):
-        """Tell whether we read all that the peer sends."""
-        return not self.is_full() and self.verdict is None
-
-    def may_wait(self):
-        """Tell whether this thread may wait for another one: not inside a callback."""
-        return not self.calling and threading.get_ident() not in _driving
-
-    def while_stuck(self):
-        loop = self.connection.loop
-        if loop is not None:        # the peer may wait for us to read, or for its pong
-            loop.watch(self.connection, READ | WRITE)
-
-    def expect_pongs(self):
-        loop = self.connection.loop
-        if loop is not None:
-            loop.watch(self.connection, READ | self.connection.events)
-
-    def await_event(self, event, timeout):
-        """Wait for *event* at most *timeout* seconds (None: for ever), reading meanwhile."""
-        self.pump_until(event.is_set, timeout)
-
-    def close_connection(self):
-        """Cut the connection: whoever reads it closes the socket."""
-        self.connection.abort()
-
-    # Callbacks: opened, ponged and closed, in the handler's thread
-
-    def later(self, name, *args):
-        """Have the user's method *name* called when the handler's thread calls us next."""
-        if len(self.calls) < MAX_QUEUE:         # a handler that never calls us must not make them pile up
-            self.calls.append((name, args))
-
-    def run_calls(self, last=False):
-        """Make the calls that wait; closed() once all is received, or if *last*."""
-        if self.calling:
-            return
-        self.calling = True
-        try:
-            while self.calls:
-                name, args = self.calls.popleft()
-                self.call(name, *args)
-            websocket = self.websocket
-            if self.connection.loop is None and (last or not self.messages) and websocket is not None:
-                websocket.terminate()
-        finally:
-            self.calling = False
-
-    # Receiving
-
-    def to_frames(self):
-        """Return the driver for recv_frame(), which takes the place of this one."""
-        if self.receiving.locked():
-            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
-        connection, token = self.connection, object()
-        frames = FrameDriver.__new__(FrameDriver)
-        with self.receiving:
-            self.choose(True)
-            try:
-                self.role.hold(token)
-                for message in [self.messages.popleft() for _ in range(len(self.messages))]:
-                    parts = _as_fragments(message).frames()     # the keeper has been faster
-                    parts[-1].fin = 1
-                    self.messages.extend(parts)
-                if connection.stream is not None:
-                    self.messages.extend(connection.stream.become_raw())
-                self.inbox.brought = self.inbox.taken + sum(len(frame.body) for frame in self.messages)
-                for name in Driver.__slots__ + BlockingDriver.__slots__:
-                    setattr(frames, name, getattr(self, name))
-                connection.driver = frames
-                connection.stop_keepalive()     # nothing answers for the user, nor asks
-            finally:
-                if token in self.role.line:
-                    self.role.line.remove(token)
-                self.role.wake()
-        return frames
-
-    def choose(self, raw):
-        """The first recv(), or recv_frame() if *raw*, decides what the connection gives: messages or frames."""
-        if self.raw is not None:
-            raise ConcurrencyError('recv() and recv_frame() do not go together')
-        self.raw = raw
-
-    def recv(self, timeout=None, raw=False):
-        """Return the next message (str, bytes or Fragments) or, *raw*, the next Frame. See WebSocket.recv()."""
-        if self.receiving.locked():
-            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
-        # a with statement: no exception of a signal handler comes between acquiring and releasing
-        with self.receiving:
-            if self.raw is not raw:
-                self.choose(raw)
-            if self.partly is not None:
-                self._skip_rest(timeout)
-            if not self.messages:
-                self._await_message(timeout)
-            message = self.messages.popleft()
-            self.inbox.taken += len(message.body if raw else message)
-            if self.inbox.full:
-                self.role.wake()        # somebody may wait for room
-        if self.calls:
-            self.run_calls()
-        return message
-
-    def _await_message(self, timeout):
-        if not self.pump_until(self._has_news, timeout) and self.connection.loop is not None:
-            raise TimeoutError('no message in %s seconds' % timeout)
-        if not self.messages:
-            self.pump_until(self._is_over, DRAIN_TIMEOUT)
-            self.run_calls()
-            raise self.connection.closed_error()
-
-    def _has_news(self):
-        connection = self.connection
-        return self.messages or connection.close_received is not None or connection.state >= DRAINING
-
-    def _is_over(self):
-        return self.connection.loop is None
-
-    def recv_streaming(self, decode=None):
-        """Yield the next message as it arrives: see WebSocket.recv_streaming()."""
-        if self.receiving.locked():
-            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
-        with self.receiving:
-            if self.raw is not False:
-                self.choose(False)
-            if self.partly is not None:
-                self._skip_rest(None)
-            decoder, done = None, False
-            try:
-                while not done:
-                    done, part = self._next_part()
-                    self.partly = None if done else 'rest'
-                    if decoder is None and (part.text if decode is None else decode):
-                        decoder = codecs.getincrementaldecoder('utf-8')()
-                    for piece in part.pieces:
-                        yield piece if decoder is None else decoder.decode(piece)
-            except GeneratorExit:
-                self.partly = 'stop'
-                raise
-
-    def _next_part(self):
-        """Return (whether it is the end of the message, Fragments) of what comes next; ConnectionClosed."""
-        stream = self.connection.stream
-        self.pump_until(lambda: self._has_news() or stream is not None and stream.has_fragments)
-        part, token = None, object()
-        try:
-            while not self.messages and not self.role.take(token):      # a message may come before the role does
-                self.role.line.remove(token)
-                self.role.wait(TURN)
-            if not self.messages and stream is not None:
-                part = stream.take_fragments()
-        finally:
-            if token in self.role.line:
-                self.role.line.remove(token)
-            self.role.wake()
-        done = part is None
-        if done and not self.messages:
-            raise self.connection.closed_error()
-        if done:
-            part = self.messages.popleft()
-            self.inbox.taken += len(part)
-        return done, _as_fragments(part)
-
-    def _skip_rest(self, timeout):
-        """Skip what recv_streaming() left of its message when it raised. ConcurrencyError if it was abandoned."""
-        if self.partly == 'stop':
-            raise ConcurrencyError('recv_streaming() was abandoned before the end of its message')
-        if not self.messages and not self.pump_until(self._has_news, timeout):
-            raise TimeoutError('no message in %s seconds' % timeout)
-        if self.messages:
-            self.inbox.taken += len(self.messages.popleft())
-        self.partly = None
-
-    # The pump
 
     def pump_until(self, ready, timeout=None):
         """Read until *ready*() is true, the connection over, or *timeout* seconds gone; return ready().
@@ -3774,7 +3565,7 @@ class BlockingDriver(Driver):
 
         While large messages still leave to a peer that reads, it waits on: what was sent before close() arrives.
         """
-        if self.calling:
+        if self.calls.running:
             return
         connection, token = self.connection, object()
         if self.verdict is not None:
@@ -3801,7 +3592,7 @@ class BlockingDriver(Driver):
             self.pump_until(self._is_over, DRAIN_TIMEOUT)
 
     def keep(self, at_turn):
-        """The keeper's look: *at_turn* every TURN seconds, else because the socket is ready. Return the events to watch.
+        """The keeper's look: *at_turn* every TURN seconds, else because the socket is ready; return what to watch.
 
         | handler          | receive queue | verdict | what the keeper does            | waits for               |
         |------------------|---------------|---------|---------------------------------|-------------------------|
@@ -3857,6 +3648,231 @@ class BlockingDriver(Driver):
             if not self.is_full():
                 connection.see_to_hidden_input()
         return room
+
+
+class BlockingDriver(PumpDriver):
+    """Whoever calls recv(): received messages wait in a queue, callbacks for the handler's thread.
+
+    What wakes recv() is this: the pump's own poll, or the end of another thread's turn as reader.
+    """
+    __slots__ = ('raw', 'partly', 'receiving', 'calls')
+    limited, eager = False, True
+
+    def __init__(self, websocket, connection):
+        PumpDriver.__init__(self, websocket, connection)
+        self.raw = None                     # whether recv_frame() is used or recv(), once one was
+        self.partly = None                  # what recv_streaming() left: 'rest' is to be skipped, 'stop' for ever
+        self.receiving = threading.Lock()   # held by recv(): two at once are an error
+        self.calls = Calls()
+
+    def begin(self, loop):
+        """Make the connection a blocking one, which *loop*, the keeper, looks after; call opened()."""
+        connection = self.connection
+        connection.stream.plain = True
+        connection.output.marks = None
+        connection.events = 0
+        connection.begin(loop)
+        loop.look_after(connection)
+        self.calls.later('opened')
+        self.run_calls()
+
+    # What a connection asks
+
+    def take(self, stream, data):
+        """Feed *data* to the *stream*; queue the messages in it, as many as there is room for, and answer the rest."""
+        inbox = self.inbox
+        count, size = inbox.high - len(self.messages), 2 * stream.max_size - (inbox.brought - inbox.taken)
+        self.handle(stream.receive(data, max(1, count), max(1, size)))
+
+    def handle(self, events):
+        """Queue the messages of a batch of *events*, and answer what needs no receiver."""
+        connection, inbox, messages = self.connection, self.inbox, self.messages
+        for event in events:
+            kind = event.__class__
+            if kind is str or kind is bytes or kind is Fragments:
+                if connection.close_sent is None or len(messages) < inbox.high:
+                    messages.append(event)
+                    inbox.brought += len(event)
+                    if len(messages) >= inbox.high:
+                        inbox.full = True
+            elif messages and connection.close_sent is None and (isinstance(event, WebSocketException)
+                                                                 or event.opcode == OPCODE_CLOSE):
+                self.verdict = event
+            else:
+                connection.answer(event)
+
+    def pinged(self, ping):
+        """A ping has come: nothing is called for it on a blocking connection."""
+
+    def ponged(self, pong):
+        """A pong has come: the handler's thread is told of it."""
+        self.calls.later('ponged', pong)
+
+    def reading(self):
+        """Tell whether we read all that the peer sends."""
+        return not self.is_full() and self.verdict is None
+
+    def may_wait(self):
+        """Tell whether this thread may wait for another one: not inside a callback."""
+        return not self.calls.running and threading.get_ident() not in _driving
+
+    def expect_pongs(self):
+        loop = self.connection.loop
+        if loop is not None:
+            loop.watch(self.connection, READ | self.connection.events)
+
+    while_stuck = expect_pongs      # the peer may wait for us to read, or for its pong
+
+    def await_event(self, event, timeout):
+        """Wait for *event* at most *timeout* seconds (None: for ever), reading meanwhile."""
+        self.pump_until(event.is_set, timeout)
+
+    def close_connection(self):
+        """Cut the connection: whoever reads it closes the socket."""
+        self.connection.abort()
+
+    # Callbacks: opened, ponged and closed, in the handler's thread
+
+    def run_calls(self, last=False):
+        """Make the calls that wait; then, at the end, closed(): once all is received, or if it is the *last* call."""
+        calls = self.calls
+        if calls.running:
+            return
+        calls.running = True
+        try:
+            while calls.waiting:
+                name, args = calls.waiting.popleft()
+                self.call(name, *args)
+            websocket = self.websocket
+            if self.connection.loop is None and (last or not self.messages) and websocket is not None:
+                websocket.terminate()
+        finally:
+            calls.running = False
+
+    # Receiving
+
+    def to_frames(self):
+        """Return the driver for recv_frame(), which takes the place of this one."""
+        if self.receiving.locked():
+            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
+        connection, token = self.connection, object()
+        frames = FrameDriver.__new__(FrameDriver)
+        with self.receiving:
+            self.choose(True)
+            try:
+                self.role.hold(token)
+                for message in [self.messages.popleft() for _ in range(len(self.messages))]:
+                    parts = _as_fragments(message).frames()     # the keeper has been faster
+                    parts[-1].fin = 1
+                    self.messages.extend(parts)
+                if connection.stream is not None:
+                    self.messages.extend(connection.stream.become_raw())
+                self.inbox.brought = self.inbox.taken + sum(len(frame.body) for frame in self.messages)
+                for name in Driver.__slots__ + PumpDriver.__slots__ + BlockingDriver.__slots__:
+                    setattr(frames, name, getattr(self, name))
+                connection.driver = frames
+                connection.stop_keepalive()     # nothing answers for the user, nor asks
+            finally:
+                if token in self.role.line:
+                    self.role.line.remove(token)
+                self.role.wake()
+        return frames
+
+    def choose(self, raw):
+        """The first recv(), or recv_frame() if *raw*, decides what the connection gives: messages or frames."""
+        if self.raw is not None:
+            raise ConcurrencyError('recv() and recv_frame() do not go together')
+        self.raw = raw
+
+    def recv(self, timeout=None, raw=False):
+        """Return the next message (str, bytes or Fragments) or, *raw*, the next Frame. See WebSocket.recv()."""
+        if self.receiving.locked():
+            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
+        # a with statement: no exception of a signal handler comes between acquiring and releasing
+        with self.receiving:
+            if self.raw is not raw:
+                self.choose(raw)
+            if self.partly is not None:
+                self._skip_rest(timeout)
+            if not self.messages:
+                self._await_message(timeout)
+            message = self.messages.popleft()
+            self.inbox.taken += len(message.body if raw else message)
+            if self.inbox.full:
+                self.role.wake()        # somebody may wait for room
+        if self.calls.waiting:
+            self.run_calls()
+        return message
+
+    def _await_message(self, timeout):
+        if not self.pump_until(self._has_news, timeout) and self.connection.loop is not None:
+            raise TimeoutError('no message in %s seconds' % timeout)
+        if not self.messages:
+            self.pump_until(self._is_over, DRAIN_TIMEOUT)
+            self.run_calls()
+            raise self.connection.closed_error()
+
+    def _has_news(self):
+        connection = self.connection
+        return self.messages or connection.close_received is not None or connection.state >= DRAINING
+
+    def _is_over(self):
+        return self.connection.loop is None
+
+    def recv_streaming(self, decode=None):
+        """Yield the next message as it arrives: see WebSocket.recv_streaming()."""
+        if self.receiving.locked():
+            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
+        with self.receiving:
+            if self.raw is not False:
+                self.choose(False)
+            if self.partly is not None:
+                self._skip_rest(None)
+            decoder, done = None, False
+            try:
+                while not done:
+                    done, part = self._next_part()
+                    self.partly = None if done else 'rest'
+                    if decoder is None and (part.text if decode is None else decode):
+                        decoder = codecs.getincrementaldecoder('utf-8')()
+                    for piece in part.pieces:
+                        yield piece if decoder is None else decoder.decode(piece)
+            except GeneratorExit:
+                self.partly = 'stop'
+                raise
+
+    def _next_part(self):
+        """Return (whether it is the end of the message, Fragments) of what comes next; ConnectionClosed."""
+        stream = self.connection.stream
+        self.pump_until(lambda: self._has_news() or stream is not None and stream.has_fragments)
+        part, token = None, object()
+        try:
+            while not self.messages and not self.role.take(token):      # a message may come before the role does
+                self.role.line.remove(token)
+                self.role.wait(TURN)
+            if not self.messages and stream is not None:
+                part = stream.take_fragments()
+        finally:
+            if token in self.role.line:
+                self.role.line.remove(token)
+            self.role.wake()
+        done = part is None
+        if done and not self.messages:
+            raise self.connection.closed_error()
+        if done:
+            part = self.messages.popleft()
+            self.inbox.taken += len(part)
+        return done, _as_fragments(part)
+
+    def _skip_rest(self, timeout):
+        """Skip what recv_streaming() left of its message when it raised. ConcurrencyError if it was abandoned."""
+        if self.partly == 'stop':
+            raise ConcurrencyError('recv_streaming() was abandoned before the end of its message')
+        if not self.messages and not self.pump_until(self._has_news, timeout):
+            raise TimeoutError('no message in %s seconds' % timeout)
+        if self.messages:
+            self.inbox.taken += len(self.messages.popleft())
+        self.partly = None
 
 
 class FrameDriver(BlockingDriver):
@@ -4101,10 +4117,10 @@ class WebSocket:
 
         *binary* or *text* (bool) decide instead of the type: bytes sent as text must be UTF-8 (ValueError). Whole
         messages of several threads never mix. One leaves at once, or at the end of the callback that sent it. A
-        blocking connection, or run(), waits while more than 64 KiB are unsent, until the peer is dropped because it took
-        nothing for 10 s; under a manager nothing waits, and who lets 1 MiB wait is dropped. With a *key*, the latest
-        value wins: while the peer is slower than we are, a newer message replaces the one of the same key that waits,
-        and nothing blocks.
+        blocking connection, or run(), waits while more than 64 KiB are unsent, until the peer is dropped because it
+        took nothing for 10 s; under a manager nothing waits, and who lets 1 MiB wait is dropped. With a *key*, the
+        latest value wins: while the peer is slower than we are, a newer message replaces the one of the same key that
+        waits, and nothing blocks.
 
         The last item of a sequence is the final fragment. Of an iterator a blocking connection sends each item at once
         and ends with an empty fragment; elsewhere one item is held back, so that the last is the final one.
@@ -4168,8 +4184,8 @@ class WebSocket:
     def close(self, code=1000, reason=''):
         """Begin the closing handshake, once; ValueError for a code that must not be sent or a reason over 123 bytes.
 
-        What was sent before leaves before the close frame; nothing is sent after it but pongs, until the peer's has come.
-        A blocking connection waits for its end, at most close_timeout (and 1 s for TCP); elsewhere, and inside
+        What was sent before leaves before the close frame; nothing is sent after it but pongs, until the peer's has
+        come. A blocking connection waits for its end, at most close_timeout (and 1 s for TCP); elsewhere, and inside
         callbacks, this sends and returns.
         """
         reason = _message_bytes(reason)
@@ -4283,7 +4299,7 @@ class WebSocket:
         connection.driver.await_room()
 
     def __iter__(self):
-        """Iterate over messages until the connection is closed with 1000, 1001 or no code; else ConnectionClosedError."""
+        """Iterate over messages until the connection is closed, with 1000, 1001 or no code; ConnectionClosedError."""
         return self
 
     def __next__(self):
@@ -4525,7 +4541,7 @@ class Broadcast:
 
 
 class Guest:
-    """The entry of an object that only looks like a WebSocket: it has ``sock``, ``once``, ``terminate`` and ``send``."""
+    """The entry of what only looks like a WebSocket: it has ``sock``, ``once()``, ``terminate()`` and ``send()``."""
     carries_messages = True
     events, due = READ, FOREVER
     swift, output, driver = False, None, None
@@ -4608,7 +4624,7 @@ class WebSocketManager(Loop, threading.Thread):
             self.again(connection)
 
     def remove(self, websocket):
-        """Hand *websocket* back, when its turn in progress is over: it is served no more, and closed() is not called."""
+        """Hand *websocket* back when its turn in progress is over: it is served no more, closed() is not called."""
         for entry in self.peers():
             if entry.websocket is websocket:
                 self.share()
@@ -5103,7 +5119,7 @@ for _name in ('opened', 'received_message', 'closed', 'pinged', 'ponged', 'sent'
 
 
 def connection_settings(**given):
-    """Check what serve() and connect() are *given* of a connection; return it as attributes: of WebSocket, of Stream."""
+    """Check what serve() and connect() are *given* of a connection; return attributes of WebSocket and of Stream."""
     stream = {}
     for name, value in given.items():
         if name == 'max_size':
@@ -5112,7 +5128,7 @@ def connection_settings(**given):
         elif name == 'max_queue':
             check_limits(name, value)
         elif name != 'logger':
-            expect(name in ('open_timeout', 'ping_interval', 'ping_timeout', 'close_timeout'), 'there is no argument', name)
+            expect(name in SETTINGS, 'there is no argument', name)
             expect(value is None or value > 0, '%s is a number of seconds, or None' % name, value, ValueError)
     return {name: value for name, value in given.items() if name not in ('max_size', 'open_timeout')}, stream
 

@@ -1367,9 +1367,10 @@ class Headers:
 
 
 class Request:
-    """A request: ``method target headers body`` (bytes), and from these ``path``, not decoded, ``query``, ``cookies``.
+    """A request: ``method target headers body`` (bytes), and what is in these.
 
-    The latter are dicts of str, where the last of equal names wins.
+    ``path`` is the whole target, with its query, as it came; ``pathname`` what stands before the question mark, not
+    decoded: compare this. ``query`` and ``cookies`` are dicts of str, where the last of equal names wins.
     """
     __slots__ = ('method', 'target', 'headers', 'body')     # a server keeps one for each connection
 
@@ -1379,6 +1380,10 @@ class Request:
 
     @property
     def path(self):
+        return self.target
+
+    @property
+    def pathname(self):
         return self.target.partition('?')[0]
 
     @property
@@ -1514,6 +1519,20 @@ def unquote(text):
         escape = len(part) > 1 and not part[:2].strip(_HEX_DIGITS.encode())
         decoded += bytes((int(part[:2], 16),)) + part[2:] if escape else b'%' + part
     return decoded.decode('utf-8', 'replace')
+
+
+def check_pathname(pathname):
+    """Raise HandshakeError 404 unless *pathname* is canonical: what has two spellings would get past a guard by one.
+
+    It has no empty segment but the last, no '.' or '..', no backslash, and escapes only what needs it, in capital
+    letters (RFC 3986 6.2.2), as UTF-8, and no slash, backslash or control character.
+    """
+    segments, escapes = pathname[1:].split('/'), [part[:2] for part in pathname.split('%')[1:]]
+    needless = [octet for octet in escapes if len(octet) < 2 or octet.strip(_DIGITS + 'ABCDEF')
+                or octet < '20' or octet == '7F' or chr(int(octet, 16)) in _ALPHANUMERIC + '-._~/\\']
+    if (needless or '' in segments[:-1] or '.' in segments or '..' in segments or '\\' in pathname
+            or '\ufffd' in unquote(pathname)):
+        raise HandshakeError('there is nothing at this path', 404)
 
 
 def has_token(headers, name, token):
@@ -4719,15 +4738,18 @@ def match_route(pattern, path):
 
 
 def find_file(root, path):
-    """Return the name of *path* (decoded) in the directory *root*, or of the file *root*; '' if there is none."""
-    parts = [part for part in path.split('/') if part]
-    if any(part[0] == '.' for part in parts) or any(c in path for c in '\0\\:'):
-        return ''
-    root = os.path.realpath(root)
-    name = os.path.realpath(os.path.join(root, *parts))
-    if os.path.isdir(name):
-        name = os.path.realpath(os.path.join(name, 'index.html'))
-    return name if (name + os.sep).startswith(root.rstrip(os.sep) + os.sep) and os.path.isfile(name) else ''
+    """Return the real name of *path* (decoded) in the directory *root*, '' if there is none; OSError.
+
+    A name counts as the directory lists it: other file systems also know it in other letters, or with a dot behind.
+    """
+    name = root = os.path.realpath(root)
+    for part in path.split('/') if path else ():
+        if part[:1] in '.' or ':' in part or not os.path.isdir(name) or part not in os.listdir(name):
+            return ''
+        name = os.path.realpath(os.path.join(name, part))
+        if not name.startswith(root.rstrip(os.sep) + os.sep):
+            return ''
+    return name
 
 
 def basic_auth(realm='', credentials=None, check_credentials=None):
@@ -4976,8 +4998,9 @@ class Opening(Handshake):
         """Check the *request* and ask the hooks; return the Response."""
         server = self._server
         check_host(request, server.hosts)
+        check_pathname(request.pathname)        # before all that may look at it
         upgrade = is_upgrade(request)
-        self.handler, self.args = server.find(request.path)
+        self.handler, self.args = server.find(request.pathname)
         if upgrade or server.process_request is not None:
             self._make(request)
         response = self._ask(server.process_request, self.made, request)
@@ -5027,7 +5050,7 @@ class Opening(Handshake):
 
     def _page(self, request):
         """Return the Response of the page that is asked for."""
-        page, name = self._server.find_page(request.path)
+        page, name = self._server.find_page(request.pathname)
         response = None
         if callable(page):
             yield from self._read_body(request)
@@ -5359,10 +5382,15 @@ class Server:
         prefix = max(within, key=len, default=None)
         page = self.pages.get(prefix)
         if isinstance(page, str):
-            page = find_file(page, unquote(path[len(prefix):]))
-            if not page:
+            rest = unquote(path[len(prefix):])
+            name = find_file(page, rest[:-1] if rest[-1:] == '/' else rest)
+            if name and os.path.isdir(name):
+                name = find_file(page, os.path.join(rest, 'index.html'))
+            elif rest[-1:] == '/':
+                name = ''
+            if not name or not os.path.isfile(name):
                 raise HandshakeError('there is nothing at this path', 404)
-            return page, page
+            return name, name
         return page, path if '.' in path else '.html'
 
 

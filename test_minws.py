@@ -3020,11 +3020,34 @@ def test_request_is_taken_apart():
         ('Cookie', 'a=1; b="2"'), ('cookie', 'a=3; c=d=e; junk'),
         line='GET /a%20b/c?x=1&y=%C3%A9+z&x=2&flag&=&t=%zz%4 HTTP/1.1'))
     assert request.method == 'GET' and request.target.startswith('/a%20b/c?x=1')
-    assert request.path == '/a%20b/c'
+    assert request.path == request.target and request.pathname == '/a%20b/c'
     assert request.query == {'x': '2', 'y': 'é z', 'flag': '', '': '', 't': '%zz%4'}
     assert request.cookies == {'a': '3', 'b': '2', 'c': 'd=e'}
     assert request.body == b'' and request.headers['HOST'] == 'server.example.com'
     assert minws.Request('GET', '/').query == minws.Request('GET', '/').cookies == {}
+
+
+CANONICAL = ['/', '/a', '/a/', '/a/b.c', '/...', '/.a', '/a..b', '/~user/-_.~', "/a;b=c,d!$&'()*+:@", '/caf%C3%A9',
+             '/a%20b', '/100%25', '/%252E', '/a%3Fb', '/a%23b', '/%E2%82%AC']
+OTHER_SPELLINGS = [     # of /private/x, that a guard of that name would let pass, and what else has two of them
+    '/%70rivate/x', '//private/x', '/private//x', '/private/x//', '/private%2fx', '/private%2Fx', '/./private/x',
+    '/private/./x', '/private/.', '/private/..', '/public/../private/x', '/%2e/private/x', '/%2E%2E/private/x',
+    '/private%5Cx', '/private%5cx', '/private\\x', '\\private\\x', '/\\private/x', '/private/%00', '/private%00/x',
+    '/private/x%00.txt', '/private%0A/x', '/private/%7F', '/p%72ivate/x', '/private/%78', '/private/x%2E',
+    '/private/x%', '/private/x%4', '/private/x%zz', '/private/caf%c3%a9', '/private/%C0%AF', '/private/%FF',
+    '/private/%E9', '/%2Fprivate/x', '/private/%7Ex', '/private/%5F', '/private/%2D', '/%30']
+
+
+@pytest.mark.parametrize('pathname', CANONICAL)
+def test_a_canonical_pathname(pathname):
+    minws.check_pathname(pathname)
+
+
+@pytest.mark.parametrize('pathname', OTHER_SPELLINGS)
+def test_a_pathname_that_has_another_spelling(pathname):
+    with pytest.raises(minws.HandshakeError) as caught:
+        minws.check_pathname(pathname)
+    assert caught.value.status == 404
 
 
 @pytest.mark.parametrize('text, plain', [('a%20b', 'a b'), ('%2e%2E/', '../'), ('%252e', '%2e'), ('%', '%'),
@@ -5972,13 +5995,13 @@ def test_the_facts_of_a_connection_on_both_ends():
             assert ws.local_address == client.remote_address == client.peer_address == ('127.0.0.1', server.port)
             assert client.local_address == ws.remote_address == ws.peer_address and len(ws.peer_address) == 2
             for end in (ws, client):
-                assert (end.request.method, end.request.path, end.request.query, end.request.cookies) == (
+                assert (end.request.method, end.request.pathname, end.request.query, end.request.cookies) == (
                     'GET', '/p/q', {'a': '1', 'b': ''}, {'c': 'd'})
                 assert end.response.status_code == 101 and end.response.headers['Upgrade'] == 'websocket'
                 assert end.state is minws.State.OPEN and end.username is None and end.terminated is False
                 assert end.logger is logging.getLogger('minws') and end.close_code is None is end.close_reason
             assert '127.0.0.1:%d' % server.port in minws.format_addresses(ws)
-    assert client.terminated is True and client.request.path == '/p/q'
+    assert client.terminated is True and client.request.pathname == '/p/q'
 
 
 # Sending --------------------------------------------------------------------------------------------------------------
@@ -7638,6 +7661,56 @@ def test_V49_F30_no_path_leads_out_of_the_directory(site, path):
     assert answer.status in (400, 404) or answer.body in (b'<p>index', b'<p>sub'), answer.body
 
 
+GUARDED = OTHER_SPELLINGS + [      # what the file system, and not the URL, may know by another name
+    '/PRIVATE/x', '/Private/x', '/private./x', '/private/X', '/private/x.', '/private/x%20', '/private%20/x',
+    '/PRIVAT~1/x', '/private::$DATA/x', '/private;/x', '/private;a=b/x', '/private/x/', '/private:x',
+    '/...private/x', '/private.../x']
+
+
+@pytest.fixture(params=['blocking', 'managed'])
+def guarded(request, tmpdir):
+    """A server whose /private/ is guarded by a hook, as a file, a page and a route; and what the hook has let pass."""
+    tmpdir.mkdir('private').join('x').write('secret')
+    passed = []
+
+    def guard(ws, request):
+        passed.append(request.pathname)
+        return ws.respond(403, 'no') if request.pathname.startswith('/private/') else None
+
+    handler = echo if request.param == 'blocking' else minws.EchoWebSocket
+    pages = {'/': str(tmpdir), '/private/page': b'secret', '/private/call': lambda request: 'secret'}
+    with serving({'/private/{name}': handler}, process_request=guard, pages=pages) as server:
+        yield server, passed
+
+
+@pytest.mark.parametrize('path', GUARDED)
+def test_no_other_spelling_passes_a_guard(guarded, path):
+    server, passed = guarded
+    for request in (path, path + '?q', path.replace('/x', '/page'), path.replace('/x', '/call')):
+        answer = get(server.port, request)
+        assert answer.status in (400, 403, 404) and b'secret' not in answer.body
+        assert ask(server.port, upgrade(request)).status in (400, 403, 404)
+    if path in OTHER_SPELLINGS:
+        assert passed == []
+
+
+def test_a_guard_sees_the_pathname_without_the_query(guarded):
+    server, passed = guarded
+    for path in ('/private/x', '/private/x?a=//b/../%70', '/private/page', '/private/call'):
+        assert get(server.port, path).status == 403
+        assert ask(server.port, upgrade(path)).status == 403
+    assert set(passed) == {'/private/x', '/private/page', '/private/call'}
+
+
+def test_a_file_is_known_by_the_name_that_its_directory_lists(tmpdir, monkeypatch):
+    tmpdir.mkdir('private').join('x').write('')
+    monkeypatch.setattr(os.path, 'isfile', lambda name: True)      # as if the file system knew it by any other name
+    monkeypatch.setattr(os.path, 'exists', lambda name: True)
+    for path in ('PRIVATE/x', 'private./x', 'private/X', 'private/x.', 'private/x ', 'PRIVAT~1/x'):
+        assert minws.find_file(str(tmpdir), path) == ''
+    assert minws.find_file(str(tmpdir), 'private/x') == os.path.realpath(str(tmpdir.join('private', 'x')))
+
+
 def test_V49_device_files_are_not_served(tmpdir):
     os.mkfifo(str(tmpdir.join('pipe')))
     with serving(minws.EchoWebSocket, pages={'/f/': str(tmpdir), '/null': '/dev/null'}) as server:
@@ -7886,7 +7959,8 @@ def test_request_and_response_are_on_the_connection(echoing):
     with serving(echoing, process_request=look) as server:
         shake(server.port, '/x?a=1&b=%20', 'Cookie: k=v; l=w', 'X-Own: yes')
         ws = connection_of(server)
-        assert ws.request.path == '/x' and ws.request.query == {'a': '1', 'b': ' '}
+        assert ws.request.path == '/x?a=1&b=%20' and ws.request.pathname == '/x'
+        assert ws.request.query == {'a': '1', 'b': ' '}
         assert ws.request.cookies == {'k': 'v', 'l': 'w'} and ws.request.headers['x-own'] == 'yes'
         assert ws.response.status_code == 101 and ws.state is minws.State.OPEN
         assert ws.local_address == ('127.0.0.1', server.port)
@@ -7987,7 +8061,7 @@ def test_process_request_sees_the_request_and_a_connection_that_is_connecting():
     seen = []
 
     def process_request(ws, request):
-        seen.append((ws.state, ws.request is request, request.method, request.path, request.query, request.cookies,
+        seen.append((ws.state, ws.request is request, request.method, request.pathname, request.query, request.cookies,
                      request.headers['X-Mine'], ws.remote_address == peer.sock.getsockname()))
         with pytest.raises(minws.ConcurrencyError):
             ws.send('too early')

@@ -1376,9 +1376,10 @@ class Headers:
 
 
 class Request:
-    """A request: ``method target headers body`` (bytes), and from these ``path``, not decoded, ``query``, ``cookies``.
+    """A request: ``method target headers body`` (bytes), and what is in these.
 
-    The latter are dicts of str, where the last of equal names wins.
+    ``path`` is the whole target, with its query, as it came; ``pathname`` what stands before the question mark, not
+    decoded: compare this. ``query`` and ``cookies`` are dicts of str, where the last of equal names wins.
     """
     __slots__ = ('method', 'target', 'headers', 'body')     # a server keeps one for each connection
 
@@ -1388,6 +1389,10 @@ class Request:
 
     @property
     def path(self):
+        return self.target
+
+    @property
+    def pathname(self):
         return self.target.partition('?')[0]
 
     @property
@@ -1405,38 +1410,98 @@ class Request:
 
 
 class Response:
-    """An answer: ``status_code reason_phrase headers body`` (bytes). *reason_phrase* None is the usual one."""
-    __slots__ = ('status_code', 'reason_phrase', 'headers', 'body')
+    """An answer: ``status_code reason_phrase headers body``. *reason_phrase* None is the usual one.
 
-    def __init__(self, status_code, reason_phrase=None, headers=None, body=b''):
-        if not isinstance(body, _BYTES):
-            raise TypeError('the body of a response is bytes, not %s' % type(body).__name__)
-        self.status_code, self.body = int(status_code), bytes(body)
+    Two arguments are the status and the body: str (plain text), bytes-like, dict (JSON), or what leaves in pieces and
+    is closed at its end: an iterable of bytes-like, each sent at once, or a binary file. *gzip*: compress it for who
+    accepts that.
+    """
+    __slots__ = ('status_code', 'reason_phrase', 'headers', 'body', 'gzip')
+
+    def __init__(self, status_code, reason_phrase=None, headers=None, body=None, *, gzip=False):
+        if headers is None and body is None:
+            reason_phrase, body = None, reason_phrase
+        kind, self.status_code, self.gzip = None, int(status_code), gzip
+        if isinstance(body, str):
+            kind, body = 'text/plain; charset=utf-8', body.encode()
+        elif isinstance(body, dict):
+            from json import dumps
+            kind, body = 'application/json', dumps(body, allow_nan=False).encode()      # no browser reads NaN
+        elif not hasattr(body, '__iter__') and body is not None:
+            raise TypeError('a body is str, bytes, dict or an iterable of bytes, not %s' % type(body).__name__)
+        self.body = bytes(body or b'') if body is None or isinstance(body, _BYTES) else body
         self.reason_phrase = REASONS.get(self.status_code, '') if reason_phrase is None else reason_phrase
         self.headers = headers if isinstance(headers, Headers) else Headers(headers)
+        if kind is not None and 'Content-Type' not in self.headers:
+            plain = [('Content-Type', kind), ('X-Content-Type-Options', 'nosniff')]
+            self.headers = Headers(self.headers.items() + plain)
+
+    @property
+    def length(self):
+        """Bytes of the body; None if nobody knows yet."""
+        if isinstance(self.body, bytes):
+            return len(self.body)
+        return int(self.headers['Content-Length']) if is_number(self.headers.get('Content-Length', ''), 18) else None
+
+    def pieces(self):
+        """Return an iterator of the body."""
+        if isinstance(self.body, bytes):
+            return iter((self.body,))
+        return iter(lambda: self.body.read(READ_SIZE), b'') if hasattr(self.body, 'read') else iter(self.body)
 
     def build(self, with_body=True):
-        """Return the whole answer as bytes; without the body for the method HEAD."""
+        """Return the whole answer as bytes; only its head for the method HEAD, or if the body comes in pieces."""
         status, headers = self.status_code, self.headers
         if not 100 <= status <= 999:
             raise ValueError('status %d' % status)
         if status >= 200:
             headers = Headers(headers)
-            headers['Content-Length'] = str(len(self.body))
+            if self.length is None:
+                headers['Transfer-Encoding'] = 'chunked'
+            elif status not in (204, 304):      # RFC 9110 8.6
+                headers['Content-Length'] = str(self.length)
             headers['Connection'] = 'close'
-        if status == 204:       # RFC 9110 8.6
-            del headers['Content-Length']
         line = 'HTTP/1.1 %d %s' % (status, check_field(self.reason_phrase, 'reason phrase'))
-        return build_head(line, headers) + (self.body if with_body else b'')
+        return build_head(line, headers) + (self.body if with_body and isinstance(self.body, bytes) else b'')
+
+    def compressed(self, request):
+        """Return what leaves instead if compression was asked for: a Response in gzip, if the *request* accepts it."""
+        headers, body = Headers(self.headers), self.body
+        headers['Vary'] = 'Accept-Encoding'
+        for element in request.headers.elements('Accept-Encoding'):
+            coding, _, quality = element.replace(' ', '').lower().partition(';q=')
+            if coding == 'gzip' and (not quality or quality.strip('0.')):
+                del headers['Content-Length']
+                headers['Content-Encoding'] = 'gzip'
+                body = _compressed(self)
+                break
+        return Response(self.status_code, self.reason_phrase, headers, body)
+
+    def close(self):
+        """Close what the body comes from."""
+        close = getattr(self.body, 'close', None)
+        if close is not None:
+            close()
 
     def __repr__(self):
         return '<Response %d %s>' % (self.status_code, quote(self.reason_phrase))
 
 
+def _compressed(response):
+    """Yield the body of *response* in gzip, each piece so that it can be read at once."""
+    from zlib import Z_SYNC_FLUSH, compressobj
+    try:
+        pack = compressobj(wbits=31)
+        for piece in response.pieces():
+            yield pack.compress(piece) + pack.flush(Z_SYNC_FLUSH)
+        yield pack.flush()
+    finally:
+        response.close()
+
+
 def text_response(status, text, headers=()):
     """Return a plain text Response. Nothing of the peer is in it: a browser must not find markup there."""
-    plain = [('Content-Type', 'text/plain; charset=utf-8'), ('X-Content-Type-Options', 'nosniff')]
-    return Response(status, None, plain + list(headers), text.encode('utf-8'))
+    return Response(status, None, list(headers), text)
 
 
 def build_head(start_line, headers):
@@ -1525,6 +1590,20 @@ def unquote(text):
     return decoded.decode('utf-8', 'replace')
 
 
+def check_pathname(pathname):
+    """Raise HandshakeError 404 unless *pathname* is canonical: what has two spellings would get past a guard by one.
+
+    It has no empty segment but the last, no '.' or '..', no backslash, and escapes only what needs it, in capital
+    letters (RFC 3986 6.2.2), as UTF-8, and no slash, backslash or control character.
+    """
+    segments, escapes = pathname[1:].split('/'), [part[:2] for part in pathname.split('%')[1:]]
+    needless = [octet for octet in escapes if len(octet) < 2 or octet.strip(_DIGITS + 'ABCDEF')
+                or octet < '20' or octet == '7F' or chr(int(octet, 16)) in _ALPHANUMERIC + '-._~/\\']
+    if (needless or '' in segments[:-1] or '.' in segments or '..' in segments or '\\' in pathname
+            or '\ufffd' in unquote(pathname)):
+        raise HandshakeError('there is nothing at this path', 404)
+
+
 def has_token(headers, name, token):
     """Tell whether *token* (lower case) is an element of the header *name*, and not a part of one, 4.2.1."""
     return token in [element.lower() for element in headers.elements(name)]
@@ -1565,6 +1644,14 @@ def check_upgrade(request):
         raise HandshakeError('Sec-WebSocket-Key is not 16 bytes in base64')
 
 
+class Refusal(HandshakeError):
+    """Who may not come in: *field*, the name of a header, tells the log who it was."""
+
+    def __init__(self, msg, status, field):
+        HandshakeError.__init__(self, msg, status)
+        self.field = field
+
+
 def check_host(request, hosts='local'):
     """Raise HandshakeError 421 unless the Host is one of *hosts* (names; None: any), or local, against DNS rebinding.
 
@@ -1574,16 +1661,19 @@ def check_host(request, hosts='local'):
     local = ('.' not in host or ':' in host or host.count('.') == 3 and not host.strip(_DIGITS + '.')
              or host.endswith(('.localhost', '.local', '.lan', '.home.arpa', '.internal')))
     if not local and hosts is not None and (hosts == 'local' or host not in [name.lower() for name in hosts]):
-        raise HandshakeError('this host name is not served here; the argument hosts= of serve() allows names', 421)
+        raise Refusal('this host name is not served here; the argument hosts= of serve() allows names', 421, 'Host')
 
 
 def check_origin(request, origins='same'):
     """Raise HandshakeError 403 unless the Origin is allowed, RFC 6455 10.2.
 
     *origins* is 'same' (host and port as in Host; who sends none is no browser, and passes), None for any, or a list of
-    exact strings, compiled patterns that match the whole, and None, which stands for no Origin.
+    exact strings, compiled patterns that match the whole, and None, which stands for no Origin. A browser that sends
+    none may still say with Sec-Fetch-Site that a foreign page asks.
     """
     origin = request.headers.get('Origin')
+    if origin is None and request.headers.get('Sec-Fetch-Site') in ('cross-site', 'same-site'):
+        origin = 'null'
     if origins == 'same':
         scheme, _, theirs = (origin or '').lower().partition('://')
         ours, default = request.headers['Host'].lower(), {'http': ':80', 'https': ':443'}.get(scheme)
@@ -1592,7 +1682,7 @@ def check_origin(request, origins='same'):
         good = origins is None or any(origin is not None and allowed.fullmatch(origin) if hasattr(allowed, 'fullmatch')
                                       else origin == allowed for allowed in origins)
     if not good:
-        raise HandshakeError('this origin may not connect; the argument origins= of serve() allows others', 403)
+        raise Refusal('this origin may not connect; the argument origins= of serve() allows others', 403, 'Origin')
 
 
 def parse_extensions(headers):
@@ -4742,16 +4832,59 @@ class WebSocketManager(Loop, threading.Thread):
 # gets one HTTP answer, and the connection ends.
 
 CONTENT_TYPES = {
-    'html': 'text/html', 'js': 'text/javascript', 'css': 'text/css', 'txt': 'text/plain', 'csv': 'text/csv',
+    'html': 'text/html', 'htm': 'text/html', 'js': 'text/javascript', 'mjs': 'text/javascript', 'css': 'text/css',
+    'txt': 'text/plain', 'log': 'text/plain', 'md': 'text/markdown', 'csv': 'text/csv', 'xml': 'text/xml',
     'json': 'application/json', 'webmanifest': 'application/manifest+json', 'wasm': 'application/wasm',
-    'svg': 'image/svg+xml', 'png': 'image/png', 'jpg': 'image/jpeg', 'gif': 'image/gif', 'ico': 'image/x-icon',
-    'woff2': 'font/woff2'}
+    'pdf': 'application/pdf', 'gz': 'application/gzip', 'zip': 'application/zip', 'svg': 'image/svg+xml',
+    'png': 'image/png', 'jpg': 'image/jpeg', 'jpeg': 'image/jpeg', 'gif': 'image/gif', 'webp': 'image/webp',
+    'ico': 'image/x-icon', 'woff2': 'font/woff2', 'mp3': 'audio/mpeg', 'mp4': 'video/mp4'}
+IN_A_THREAD = 0     # what Opening.run() yields where the loop must not be held
 
 
 def expect(good, wanted, value, error=TypeError):
     """Raise *error*, which says what is *wanted* and is not *value*, unless *good*."""
     if not good:
         raise error('%s, not %s' % (wanted, quote(value)))
+
+
+def page_response(answer, name, headers=()):
+    """Return the Response that a page's *answer* stands for: one, a dict (JSON), or str or bytes, of which *name* says
+    the type; None if it is None. TypeError, ValueError."""
+    if answer is None or isinstance(answer, Response):
+        return answer
+    if isinstance(answer, dict):
+        return Response(200, answer)
+    expect(isinstance(answer, (str,) + _BYTES), 'a page is str, bytes, dict or a Response', answer)
+    return Response(200, None, page_headers(name) + list(headers), answer)
+
+
+def page_headers(name):
+    """Return the header fields of a page of that *name*, which is asked for anew each time: 304 if it is as before."""
+    kind = CONTENT_TYPES.get(name.rpartition('.')[2].lower(), 'application/octet-stream')
+    return [('Content-Type', kind + '; charset=utf-8' if kind[:5] == 'text/' else kind), ('Cache-Control', 'no-cache'),
+            ('X-Content-Type-Options', 'nosniff')]
+
+
+def unless_known(request, tag, response):
+    """Return *response* with the ETag *tag*, or 304 if the *request* has that one already, RFC 9110 13.1.2."""
+    response.headers['ETag'] = tag = '"%s"' % tag
+    if not {tag, 'W/' + tag, '*'}.intersection(request.headers.elements('If-None-Match')):
+        return response
+    response.close()
+    del response.headers['Content-Length']
+    return Response(304, None, response.headers)
+
+
+def file_response(request, name):
+    """Return the Response that is the file *name*: in pieces if it is long. OSError."""
+    file = open(name, 'rb')
+    with closing(file):
+        about = os.fstat(file.fileno())
+        response = Response(200, None, page_headers(name) + [('Content-Length', str(about.st_size))], file)
+        if about.st_size <= READ_SIZE:
+            response.body = file.read(READ_SIZE)
+            file.close()
+    return unless_known(request, '%x-%x' % (about.st_mtime_ns, about.st_size), response)
 
 
 def match_route(pattern, path):
@@ -4767,15 +4900,18 @@ def match_route(pattern, path):
 
 
 def find_file(root, path):
-    """Return the name of *path* (decoded) in the directory *root*, or of the file *root*; '' if there is none."""
-    parts = [part for part in path.split('/') if part]
-    if any(part[0] == '.' for part in parts) or any(c in path for c in '\0\\:'):
-        return ''
-    root = os.path.realpath(root)
-    name = os.path.realpath(os.path.join(root, *parts))
-    if os.path.isdir(name):
-        name = os.path.realpath(os.path.join(name, 'index.html'))
-    return name if (name + os.sep).startswith(root.rstrip(os.sep) + os.sep) and os.path.isfile(name) else ''
+    """Return the real name of *path* (decoded) in the directory *root*, '' if there is none; OSError.
+
+    A name counts as the directory lists it: other file systems also know it in other letters, or with a dot behind.
+    """
+    name = root = os.path.realpath(root)
+    for part in path.split('/') if path else ():
+        if part[:1] in '.' or ':' in part or not os.path.isdir(name) or part not in os.listdir(name):
+            return ''
+        name = os.path.realpath(os.path.join(name, part))
+        if not name.startswith(root.rstrip(os.sep) + os.sep):
+            return ''
+    return name
 
 
 def basic_auth(realm='', credentials=None, check_credentials=None):
@@ -4941,9 +5077,13 @@ class Handshake(Transport):
 
 
 class Opening(Handshake):
-    """A server's opening handshake in progress, TLS included: ``succeeded`` when the ``made`` websocket is open."""
-    made = None
-    succeeded = False
+    """A server's opening handshake in progress, TLS included: ``succeeded`` when the ``made`` websocket is open.
+
+    What is no upgrade is answered, and over; a long answer counts among the connections, not the handshakes.
+    """
+    made = request = None
+    succeeded = admitted = False
+    asking = False          # a hook is being called, which nobody can end
 
     def __init__(self, server, sock, address=None):
         Handshake.__init__(self, sock, due_in(server.open_timeout))
@@ -4953,6 +5093,11 @@ class Opening(Handshake):
     def once(self):
         """Go on as far as possible; false when it is over."""
         events = None if self.aborted else next(self.steps, None)
+        if events == IN_A_THREAD:
+            self.loop.leave(self)
+            self.loop = None
+            self._server.start_thread(self)
+            return True
         if events is not None:
             self.watch(events)
         elif self.succeeded:
@@ -4969,7 +5114,7 @@ class Opening(Handshake):
 
     def terminate(self):
         """Close what is left of it."""
-        self._server.openings.pop(self, None)
+        self._server.dismiss(self)
         self.close()
         if self.made is not None and not self.succeeded:
             inside(self.made).end()
@@ -4984,14 +5129,12 @@ class Opening(Handshake):
                 head = yield from self.read_head()
                 response = yield from self._answer(parse_request(head))
             except HandshakeError as error:
-                # a plain GET and a health check are normal; the rest is a line
-                log = server.logger.debug if error.status in (404, 426) else server.logger.info
-                log('%s refused with %d: %s', quote(self.peer_address), error.status, quote(str(error)))
+                self._report(error)
                 response = text_response(error.status, '%s\n' % error, error.headers)
             accepted = response.status_code == 101
             if not accepted and server.server_header is not None and 'Server' not in response.headers:
                 response.headers['Server'] = server.server_header
-            yield from self.write(response.build(head[:5] != b'HEAD '))
+            yield from self._deliver(response, head[:5] != b'HEAD ' and response.status_code not in (204, 304))
             if not accepted:
                 yield from self._drain()
                 return
@@ -4999,6 +5142,83 @@ class Opening(Handshake):
             self.succeeded = opened(self.made, self)
         except (OSError, EOFError) as error:
             server.logger.debug('opening handshake with %s: %s', quote(self.peer_address), quote(str(error)))
+
+    def _report(self, error):
+        """Log a HandshakeError in one line: a warning is what the owner must know, and not more often than needed."""
+        cause, server, log = error.__cause__, self._server, self._server.logger.info
+        text = str(error if cause is None else cause)
+        if isinstance(error, Refusal):
+            text += ' (%s: %s)' % (error.field, self.request.headers.get(error.field, '-')[:100])
+            if server.is_news(text):
+                log = server.logger.warning
+        elif cause is not None:
+            log = server.logger.warning
+        elif error.status in (302, 404, 426, 500):      # a plain GET and a health check are normal, hooks told already
+            log = server.logger.debug
+        log('%s refused with %d: %s', quote(self.peer_address), error.status, quote(text))
+
+    def _deliver(self, response, with_body):
+        """Write a *response*: what is long in pieces, timed by progress."""
+        if not with_body or isinstance(response.body, bytes) and len(response.body) <= READ_SIZE and not response.gzip:
+            response.close()
+            yield from self.write(response.build(with_body))
+            return
+        generated = not isinstance(response.body, bytes) and not hasattr(response.body, 'read')
+        try:
+            self._admit(self.loop is not None and not generated)
+        except HandshakeError as error:
+            response.close()
+            self._report(error)
+            yield from self.write(text_response(error.status, '%s\n' % error).build())
+            return
+        if self.loop is not None and generated:
+            yield IN_A_THREAD
+        response = response.compressed(self.request) if response.gzip else response
+        try:
+            yield from self._write_steadily(response.build(with_body=False))
+            yield from self._write_pieces(response)
+        finally:
+            response.close()
+
+    def _write_pieces(self, response):
+        left, pieces = response.length, response.pieces()
+        while not self.output.broken:
+            try:
+                piece = self._ask('the body of a page', next, pieces, None,
+                                  right=lambda piece: piece is None or isinstance(piece, _BYTES))
+            except HandshakeError:
+                self.abort()
+                return
+            if piece is None:
+                break
+            if left is not None:            # a file that grows meanwhile is as long as was said
+                left -= len(piece)
+                yield from self._write_steadily(piece if left >= 0 else piece[:left])
+                if left <= 0:
+                    break
+            elif len(piece):
+                yield from self._write_steadily(b'%x\r\n%s\r\n' % (len(piece), piece))
+        if left is None and not self.output.broken:
+            yield from self._write_steadily(b'0\r\n\r\n')
+        elif left:                          # and one that shrinks must not look whole
+            self.abort()
+
+    def _write_steadily(self, data):
+        """Write *data*, as long as the peer takes some, and give others their turn."""
+        steps = self.write(data)
+        while True:
+            over = next(steps, None) is None
+            self.due = FOREVER
+            self.wake_at(min(self.output.due, due_in(WRITE_TIMEOUT)))
+            yield WRITE
+            if over:
+                return
+
+    def _admit(self, managed):
+        """Count among the connections from now on; HandshakeError 503 if there are as many as may be."""
+        if not self.admitted and not self._server.admit(self, managed):
+            raise HandshakeError('too many connections; the argument max_connections= of serve() says how many', 503)
+        self.admitted = True
 
     def _read_body(self, request):
         length = request.headers.get('Content-Length', '0')
@@ -5022,13 +5242,16 @@ class Opening(Handshake):
 
     def _answer(self, request):
         """Check the *request* and ask the hooks; return the Response."""
-        server = self._server
+        server, self.request = self._server, request
         check_host(request, server.hosts)
+        check_pathname(request.pathname)        # before all that may look at it
+        if request.method not in ('GET', 'HEAD'):
+            check_origin(request, server.origins)
         upgrade = is_upgrade(request)
-        self.handler, self.args = server.find(request.path)
+        self.handler, self.args = server.find(request.pathname)
         if upgrade or server.process_request is not None:
             self._make(request)
-        response = self._ask(server.process_request, self.made, request)
+        response = self._ask('process_request', server.process_request, self.made, request)
         if self.made is not None and inside(self.made).state == CLOSED:
             raise EOFError('given up in process_request')
         if response is None and not upgrade:
@@ -5037,21 +5260,27 @@ class Opening(Handshake):
             raise HandshakeError('there is no WebSocket at this path', 404)
         return response or self._accept(request)
 
-    def _ask(self, hook, *args, right=lambda answer: isinstance(answer, Response)):
-        """Return what a user's *hook* says, or None; 500 if it raises, or says what is not *right*."""
+    def _ask(self, name, hook, *args, right=lambda answer: answer is None or isinstance(answer, Response)):
+        """Return what a user's *hook* says, None if it is none; 500 unless that is *right*. *name* is for the log."""
+        log = self._server.logger.error
+        self.asking = True
         try:
             answer = None if hook is None else hook(*args)
-            if answer is None or right(answer):
+            if hook is None or right(answer):
                 return answer
-            raise TypeError('unexpected answer: %s' % quote(answer))
+            log('%s returned what it may not: %s', name, quote(answer))
         except Exception:
-            self._server.logger.error('exception in %s', getattr(hook, '__name__', 'a hook'), exc_info=True)
-            raise HandshakeError('internal error', 500)
+            log('exception in %s', name, exc_info=True)
+        finally:
+            self.asking = False
+        raise HandshakeError('internal error', 500)
 
     def _make(self, request):
         server = self._server
         kind = self.handler if isinstance(self.handler, type) else server.create_connection or WebSocket
-        self.made = websocket = self._ask(kind, self.sock, right=lambda made: isinstance(made, WebSocket))
+        name = kind.__name__ if kind is self.handler else 'create_connection'
+        self.made = websocket = self._ask(name, kind, self.sock, right=lambda made: isinstance(made, WebSocket)
+                                          and made.sock is self.sock)
         websocket.request = request
         inside(websocket).await_handshake(self.peer_address)
         configure(websocket, server.settings)
@@ -5063,35 +5292,40 @@ class Opening(Handshake):
         server, websocket = self._server, self.made
         check_upgrade(request)
         check_origin(request, server.origins)
-        if server.is_full(self.handler):
-            raise HandshakeError('too many connections; the argument max_connections= of serve() says how many', 503)
+        self._admit(isinstance(self.handler, type))
         offered = offered_subprotocols(request)
         subprotocol = next((name for name in server.subprotocols if name in offered), None)
         if server.select_subprotocol is not None:
-            subprotocol = self._ask(server.select_subprotocol, websocket, offered, right=offered.__contains__)
+            subprotocol = self._ask('select_subprotocol', server.select_subprotocol, websocket, offered,
+                                    right=lambda name: name is None or name in offered)
         negotiated(websocket, subprotocol, accept_extensions(request.headers, server.extensions))
         response = accept_response(request, subprotocol, websocket.extensions, server.server_header)
-        return self._ask(server.process_response, websocket, request, response) or response
+        return self._ask('process_response', server.process_response, websocket, request, response) or response
 
     def _page(self, request):
         """Return the Response of the page that is asked for."""
-        page, name = self._server.find_page(request.path)
-        response = None
-        if callable(page):
-            yield from self._read_body(request)
-            response = self._ask(page, request)
-        elif page is not None:
-            if request.method not in ('GET', 'HEAD'):
+        try:
+            page, name = self._server.find_page(request)
+            if callable(page):
+                yield from self._read_body(request)
+                self._admit(False)              # however long it takes
+                if self.loop is not None:
+                    yield IN_A_THREAD
+                response = self._ask('the page ' + quote(request.pathname),
+                                     lambda: page_response(page(request), name))
+            elif page is not None and request.method not in ('GET', 'HEAD'):
                 raise HandshakeError('this page can only be read', 405, [('Allow', 'GET, HEAD')])
-            if page is name:
-                with open(name, 'rb') as file:
-                    page = file.read()
-            kind = CONTENT_TYPES.get(name.rpartition('.')[2].lower(), 'application/octet-stream')
-            kind += '; charset=utf-8' if kind[:5] == 'text/' else ''
-            response = Response(200, None, [('Content-Type', kind), ('Cache-Control', 'no-cache'),
-                                            ('X-Content-Type-Options', 'nosniff')], page)
-        elif self.handler is not None:
-            check_upgrade(request)          # says what is missing
+            elif page is None:
+                if self.handler is not None:
+                    check_upgrade(request)      # says what is missing
+                response = None
+            elif page is name:
+                response = file_response(request, name)
+            else:
+                response = unless_known(request, '%x-%x' % (binascii.crc32(page), len(page)), page_response(page, name))
+        except OSError as error:
+            status = {errno.EACCES: 403, errno.EPERM: 403, errno.ENOENT: 404, errno.ENOTDIR: 404}.get(error.errno, 500)
+            raise HandshakeError('this page cannot be read', status) from error
         if response is None:
             raise HandshakeError('there is nothing at this path', 404)
         return response
@@ -5118,8 +5352,11 @@ for _name in ('opened', 'received_message', 'closed', 'pinged', 'ponged', 'sent'
     setattr(ServedWebSocket, _name, _forward)
 
 
-def connection_settings(**given):
-    """Check what serve() and connect() are *given* of a connection; return attributes of WebSocket and of Stream."""
+def connection_settings(_known=(), **given):
+    """Check what serve() and connect() are *given* of a connection; return attributes of WebSocket and of Stream.
+
+    What it does not know is a TypeError that tells the nearest name, of these and those *_known*.
+    """
     stream = {}
     for name, value in given.items():
         if name == 'max_size':
@@ -5128,7 +5365,10 @@ def connection_settings(**given):
         elif name == 'max_queue':
             check_limits(name, value)
         elif name != 'logger':
-            expect(name in SETTINGS, 'there is no argument', name)
+            if name not in SETTINGS or name == 'heartbeat_freq':
+                from difflib import get_close_matches
+                near = get_close_matches(name, list(_known) + list(SETTINGS), 1, 0.5)
+                raise TypeError('there is no argument %s' % quote(name) + ''.join('; is it %s?' % it for it in near))
             expect(value is None or value > 0, '%s is a number of seconds, or None' % name, value, ValueError)
     return {name: value for name, value in given.items() if name not in ('max_size', 'open_timeout')}, stream
 
@@ -5169,14 +5409,14 @@ class Server:
         self.ssl = ssl
         self.sockets = list(sockets) if isinstance(sockets, (list, tuple)) else [sockets]
         self.routes = _checked_routes(handler)
-        self.pages = {_path(path): page if callable(page) or isinstance(page, (bytes, bytearray)) else os.fspath(page)
-                      for path, page in (pages or {}).items()}
+        self.pages = dict(_checked_page(path, page) for path, page in (pages or {}).items())
         self.origins, self.hosts = _names('origins', origins, 'same'), _names('hosts', hosts, 'local')
         self.extensions = with_compression(extensions, compression)
         self.subprotocols = check_subprotocols(subprotocols)
         self.server_header = None if server_header is None else check_field(server_header, 'server_header')
         self.max_connections = check_limits('max_connections', max_connections, max_connections)
-        self.settings = connection_settings(**settings)
+        known = set(Server.__init__.__kwdefaults__).union(serve.__kwdefaults__)
+        self.settings = connection_settings(known, **settings)
         self.max_size = self.settings[1].get('max_size', MAX_SIZE)
         self.open_timeout = settings.get('open_timeout', OPEN_TIMEOUT)
         self.close_timeout = settings.get('close_timeout', CLOSE_TIMEOUT)
@@ -5186,6 +5426,9 @@ class Server:
         self.openings = OrderedDict()           # opening handshakes in progress, the oldest first
         # one operation on each of these is atomic, so that they need no lock
         self._blocking, self._threads = set(), set()
+        self._guard = threading.Lock()          # of these:
+        self._seats = {}                        # Opening → whether its handler is in the loop; what that does not count
+        self._refused = OrderedDict()           # who was
         self._last = Latest()
         self._stopping = False
         self._threaded = any(not isinstance(kind, type) for _, kind in self.routes)
@@ -5254,9 +5497,12 @@ class Server:
         """Accept no more, close every connection with *code*, and wait for their handlers; any thread may call it.
 
         It waits at most close_timeout and a second; a handler that hangs is left behind, with a line in the log.
+        ValueError for a *code* that may not be sent, or a *reason* of more than 123 bytes.
         """
+        expect(isinstance(code, int) and valid_close_code(code), 'a close code that may be sent', code, ValueError)
+        expect(len(reason.encode('utf-8')) <= 123, 'a reason has at most 123 bytes', reason, ValueError)
         self._stopping = True
-        for opening in list(self.openings):
+        for opening in list(self.openings) + [opening for opening in list(self._seats) if not opening.succeeded]:
             opening.abort()
         for connection in map(inside, list(self._blocking)):
             with connection.lock:
@@ -5313,25 +5559,45 @@ class Server:
     def accept(self, sock, address):
         """Begin an opening handshake: in a thread, if a function is among the handlers."""
         opening = Opening(self, sock, address)
-        self.openings[opening] = True
-        if len(self.openings) > MAX_HANDSHAKES:
-            self.openings.popitem(last=False)[0].abort()
-        if not self._threaded:
-            opening.loop = self.manager
-            try:
-                self.manager.enter(opening)
-            except (OSError, ValueError, RuntimeError) as error:    # select knows no descriptor above 1023
-                self.logger.warning('cannot serve %s: %s', quote(address), error)
-                opening.terminate()
+        if not self._make_room():
+            self._turn_away(opening, 'too many opening handshakes')
             return
+        self.openings[opening] = True
+        if self._threaded:
+            self.start_thread(opening)
+            return
+        opening.loop = self.manager
+        try:
+            self.manager.enter(opening)
+        except (OSError, ValueError, RuntimeError) as error:    # select knows no descriptor above 1023
+            self.logger.warning('cannot serve %s: %s', quote(address), error)
+            opening.terminate()
+
+    def _make_room(self):
+        """Have the oldest opening handshake give way to a new one; false if there are too many whose threads go on."""
+        if len(self.openings) < MAX_HANDSHAKES:
+            return True
+        for opening in list(self.openings):
+            if not opening.aborted and not opening.asking:
+                opening.abort()
+                if not self._threaded:
+                    self.openings.pop(opening, None)
+                return len(self.openings) < 2 * MAX_HANDSHAKES
+        return False
+
+    def _turn_away(self, opening, reason):
+        with opening.lock:
+            opening.put(text_response(503, reason + '\n').build())
+        opening.terminate()
+
+    def start_thread(self, opening):
+        """Go on with *opening* in a thread."""
         thread = threading.Thread(target=self._serve_connection, args=(opening,), name='minws-connection', daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
             self.logger.warning('cannot start a thread: %s', error)
-            with opening.lock:
-                opening.put(text_response(503, 'no more threads\n').build())
-            opening.terminate()
+            self._turn_away(opening, 'no more threads')
 
     def _serve_connection(self, opening):
         """The thread of a connection: its opening handshake, then its handler."""
@@ -5350,23 +5616,25 @@ class Server:
 
     def hand_over(self, opening):
         """Give a connection that is open to the manager, or run its handler in this thread."""
-        self.openings.pop(opening, None)
         websocket, handler = opening.made, opening.handler
         if opening.args:
             websocket.path_args = opening.args
         if not isinstance(handler, type):
-            self._handle(websocket, handler)
+            self._handle(websocket, handler, opening)
         elif not self._stopping:
             try:
                 self.manager.add(websocket)
             except RuntimeError:
                 if not self._stopping:      # else it ended while opened() ran
                     raise
+            finally:
+                self.dismiss(opening)
         else:
+            self.dismiss(opening)
             websocket.close(1001)
             inside(websocket).end()
 
-    def _handle(self, websocket, handler):
+    def _handle(self, websocket, handler, opening):
         block(inside(websocket), websocket)
         self._blocking.add(websocket)
         code = 1011
@@ -5383,14 +5651,43 @@ class Server:
             try:
                 websocket.close(code)
             finally:
+                self.dismiss(opening)
                 self._blocking.discard(websocket)
 
-    def is_full(self, handler):
-        """Tell whether there are as many connections as may be, of the kind that *handler* makes."""
-        managed = isinstance(handler, type)
-        openings = 0 if self._threaded else len(self.openings)
-        count = len(self.manager.entries) - len(self.sockets) - openings if managed else len(self._blocking)
-        return self.max_connections[managed] is not None and count >= self.max_connections[managed]
+    def admit(self, opening, managed):
+        """Count *opening* among the connections, those in the loop or those with threads; false if there is no room.
+
+        One that the loop drives is there already, as one of its entries; the others have a seat until dismiss().
+        """
+        with self._guard:
+            count = sum(kind is managed and not (kind and self._is_entered(seat)) for seat, kind in self._seats.items())
+            if managed:
+                count += len(self.manager.entries) - len(self.sockets) - (0 if self._threaded else len(self.openings))
+            if self.max_connections[managed] is not None and count >= self.max_connections[managed]:
+                return False
+            self.openings.pop(opening, None)
+            if opening.loop is None or not managed:
+                self._seats[opening] = managed
+            return True
+
+    def _is_entered(self, opening):
+        """Tell whether the connection of *opening* has come to the loop, or to its end."""
+        connection = inside(opening.made)
+        return connection.state == CLOSED or self.manager.entries.get(connection.fd) is connection
+
+    def dismiss(self, opening):
+        """Count *opening* no more."""
+        self.openings.pop(opening, None)
+        self._seats.pop(opening, None)
+
+    def is_news(self, text):
+        """Tell whether *text* is none of the last 100 that were asked for."""
+        with self._guard:
+            news = text not in self._refused
+            self._refused[text] = True
+            if len(self._refused) > 100:
+                self._refused.popitem(last=False)
+            return news
 
     def find(self, path):
         """Return (handler, {name} parts) for a *path*; (None, {}) if there is none."""
@@ -5400,23 +5697,46 @@ class Server:
                 return handler, args
         return None, {}
 
-    def find_page(self, path):
-        """Return (page, name): a function, bytes, or the name of a file; what tells its type. HandshakeError 404."""
+    def find_page(self, request):
+        """Return (page, name): a function, bytes, or the name of a file; what tells its type. HandshakeError."""
+        path = request.pathname
         within = [prefix for prefix, page in self.pages.items() if prefix == path or prefix[-1:] == '/'
-                  and path.startswith(prefix) and isinstance(page, str) and os.path.isdir(page)]
-        prefix = max(within, key=len, default=None)
+                  and (path + '/').startswith(prefix) and isinstance(page, str) and os.path.isdir(page)]
+        prefix = max(within, key=lambda prefix: (prefix == path, len(prefix)), default=None)
         page = self.pages.get(prefix)
-        if isinstance(page, str):
-            page = find_file(page, unquote(path[len(prefix):]))
-            if not page:
-                raise HandshakeError('there is nothing at this path', 404)
+        if not isinstance(page, str):
+            return page, path if '.' in path else '.html'
+        if not os.path.isdir(page) and (os.path.isfile(page) or not os.path.lexists(page)):     # no device, no pipe
             return page, page
-        return page, path if '.' in path else '.html'
+        rest = unquote(path[len(prefix):])
+        name = find_file(page, rest.rstrip('/'))
+        if os.path.isdir(name) and path[-1] != '/':
+            raise HandshakeError('this is a directory', 302, [('Location', path + '/' + request.path[len(path):])])
+        name = find_file(page, rest + 'index.html') if os.path.isdir(name) else name if path[-1] != '/' else ''
+        if not os.path.isfile(name):
+            raise HandshakeError('there is nothing at this path', 404)
+        return name, name
 
 
 def _path(path):
     expect(isinstance(path, str) and path[:1] == '/', "a path begins with '/'", path, ValueError)
     return path
+
+
+def _checked_page(path, page):
+    """Return (path, page) of the argument pages, with the whole name of a file; ValueError, TypeError."""
+    _path(path)
+    try:
+        check_pathname(path)
+    except HandshakeError:
+        raise ValueError('nobody can ask for the page %s: escape what is no letter, digit or -._~' % quote(path))
+    if callable(page) or isinstance(page, (bytes, bytearray)):
+        return path, page
+    expect(isinstance(page, str) or hasattr(page, '__fspath__'),
+           'the page %s is bytes, a function, or the name of a file or directory' % path, page)
+    name = os.path.abspath(os.fspath(page))
+    expect(os.path.exists(name), 'the page %s is the name of a file or directory that exists' % path, page, ValueError)
+    return path + '/' * (os.path.isdir(name) and path[-1] != '/'), name
 
 
 def _checked_routes(handler):

@@ -1688,6 +1688,11 @@ def check_response(response, key, subprotocols=(), extensions=()):
     raise HandshakeError(wrong, response=response)
 
 
+def percent_encoded(text):
+    """Return *text* in ASCII: what is beyond it as percent escapes of its UTF-8."""
+    return ''.join([chr(octet) if octet < 127 else '%%%02X' % octet for octet in text.encode()])
+
+
 def parse_uri(uri):
     """Split a *uri* into (scheme, host, port, resource, (user, password) or None), RFC 6455 3; ValueError.
 
@@ -1701,15 +1706,15 @@ def parse_uri(uri):
     if scheme.endswith('+unix'):
         return scheme, rest, None, '/', None
     authority = rest.partition('/')[0].partition('?')[0]
-    resource = ''.join([chr(octet) if octet < 127 else '%%%02X' % octet for octet in rest[len(authority):].encode()])
+    resource = percent_encoded(rest[len(authority):])
     userinfo, at, authority = authority.rpartition('@')
     try:
         host, port = parse_host(authority if max(authority, default='') <= '~' else authority.encode('idna').decode())
     except (HandshakeError, ValueError, LookupError):       # the codec idna is not everywhere
         raise wrong
-    if port == 0:
+    user, _, password = percent_encoded(userinfo).partition(':')
+    if port == 0 or '\ufffd' in unquote(user + ':' + password):    # RFC 7617 has no way to send what is not UTF-8
         raise wrong
-    user, _, password = userinfo.partition(':')
     return (scheme, host, port or (443 if scheme == 'wss' else 80), resource if resource[:1] == '/' else '/' + resource,
             (unquote(user), unquote(password)) if at else None)
 
@@ -1721,7 +1726,9 @@ def host_header(scheme, host, port):
 
 
 def basic_credentials(user, password):
-    """Return the value of Authorization for HTTP basic authentication, RFC 7617."""
+    """Return the value of Authorization for HTTP basic authentication, RFC 7617; ValueError for a colon in *user*."""
+    if ':' in user:
+        raise ValueError('a user name has no colon, which ends it: %s' % quote(user))
     return 'Basic ' + _base64(('%s:%s' % (user, password)).encode('utf-8'))
 
 

@@ -5651,7 +5651,10 @@ def client_handshake(request, scheme, host, port, due, *, ssl=None, server_hostn
 
 def client_headers(scheme, host, port, key, userinfo, subprotocols, extensions, headers, exclude_headers, origin=None,
                    user_agent=None):
-    """Return the Headers of an opening handshake, RFC 6455 4.1; ValueError."""
+    """Return the Headers of an opening handshake, RFC 6455 4.1; ValueError.
+
+    A name in *headers*, the caller's, replaces ours.
+    """
     offers = [(pattern.name, params) for pattern in extensions for params in pattern.offer()]
     host = 'localhost' if port is None else host_header(scheme, host, port)
     fields = [('Host', host), ('Upgrade', 'websocket'), ('Connection', 'Upgrade'), ('Sec-WebSocket-Key', key),
@@ -5659,9 +5662,15 @@ def client_headers(scheme, host, port, key, userinfo, subprotocols, extensions, 
               ('Authorization', basic_credentials(*userinfo) if userinfo else None),
               ('Sec-WebSocket-Protocol', ', '.join(check_subprotocols(subprotocols)) or None),
               ('Sec-WebSocket-Extensions', format_extensions(offers) or None)]
-    excluded = [name.lower() for name in exclude_headers or ()]
-    return Headers([field for field in fields if field[1] is not None and field[0].lower() not in excluded]
-                   + Headers(headers).items())
+    given = Headers(headers)
+    left_out = given.names + [name.lower() for name in exclude_headers or ()]
+    fields = [field for field in fields if field[1] is not None and field[0].lower() not in left_out] + given.items()
+    return Headers(sorted(fields, key=lambda field: field[0].lower() != 'host'))    # RFC 9110 7.2: it is the first
+
+
+def check_answer(response, sent, extensions):
+    """Return what check_response() does; its key and the subprotocols are those in the headers that were *sent*."""
+    return check_response(response, sent.get('Sec-WebSocket-Key', ''), sent.elements('Sec-WebSocket-Protocol'), extensions)
 
 
 def new_key():
@@ -5768,7 +5777,7 @@ class WebSocketBaseClient(WebSocket):
     def process_handshake_header(self, headers):
         """Check the header lines (bytes) of the answer; return (subprotocols, extensions), two lists."""
         response = Response(101, None, parse_head(b'HTTP/1.1 101 \r\n' + headers)[1])
-        subprotocol, extensions = check_response(response, self.key, self.protocols, self.extensions)
+        subprotocol, extensions = check_answer(response, Headers(self.handshake_headers), self.extensions)
         return [] if subprotocol is None else [subprotocol], extensions
 
     def handshake_ok(self):
@@ -5806,8 +5815,12 @@ def environment_proxy(scheme, host):
 
     It is in ``https_proxy`` (wss), ``http_proxy`` or ``all_proxy``; ``no_proxy`` lists names, suffixes, or *.
     """
+    environment = dict(os.environ)
+    if 'REQUEST_METHOD' in environment:     # this is a CGI script, where HTTP_PROXY is a header of whoever asks
+        environment.pop('HTTP_PROXY', None)
+
     def variable(name):
-        return os.environ.get(name) or os.environ.get(name.upper())
+        return environment.get(name) or environment.get(name.upper())
 
     for name in (variable('no_proxy') or '').lower().split(','):
         name = name.strip(' ').lstrip('.')
@@ -5842,7 +5855,7 @@ def redirected(uri, response):
 def connect(uri, *, redirects=0, headers=None, auth=None, **options):
     """Connect to *uri* and return a blocking WebSocket: a context manager that closes it.
 
-    *subprotocols* are names; *headers* extra ones, *exclude_headers* names to leave out; *origin*, *user_agent* (None:
+    *subprotocols* are names; *headers* extra ones, which replace ours, *exclude_headers* names to leave out; *origin*, *user_agent* (None:
     none). *ssl* is an SSLContext instead of one that verifies with the system's certificates; for one of your own,
     ``ssl.create_default_context(cafile='its.pem')``; *server_hostname* is the name to verify instead of the URI's.
     *auth* is (user, password), as in the URI; *proxy* http://host:port, True for the environment's, or None; *sock* a
@@ -5864,7 +5877,7 @@ def connect(uri, *, redirects=0, headers=None, auth=None, **options):
                 raise
         if parse_uri(uri)[:3] != parse_uri(target)[:3]:
             auth = None
-            for name in ('Authorization', 'Cookie', 'Proxy-Authorization'):
+            for name in ('Authorization', 'Cookie', 'Proxy-Authorization', 'Host'):
                 del headers[name]
         uri, redirects = target, redirects - 1
 
@@ -5875,9 +5888,8 @@ def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers
     scheme, host, port, resource, userinfo = parse_uri(uri)
     patterns = with_compression(extensions, compression)
     settings = connection_settings(**settings)
-    key = new_key()
-    fields = client_headers(scheme, host, port, key, auth or userinfo, subprotocols, patterns, headers, exclude_headers,
-                            origin, user_agent)
+    fields = client_headers(scheme, host, port, new_key(), auth or userinfo, subprotocols, patterns, headers,
+                            exclude_headers, origin, user_agent)
     expect(ssl is None or scheme.startswith('wss'), 'ssl is for wss:// URLs', scheme, ValueError)
     if proxy is True and port is not None:
         proxy = environment_proxy(scheme, host)
@@ -5885,7 +5897,7 @@ def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers
                                  server_hostname=server_hostname, proxy=proxy, source_address=source_address, sock=sock)
     with closing(handshake):
         handshake.drive()
-        chosen = check_response(handshake.response, key, list(subprotocols or ()), patterns)
+        chosen = check_answer(handshake.response, fields, patterns)
         websocket = (create_connection or WebSocket)(handshake.sock)
         configure(websocket, settings)
         websocket.request = Request('GET', resource, fields)

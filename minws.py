@@ -1787,6 +1787,11 @@ def check_response(response, key, subprotocols=(), extensions=()):
     raise HandshakeError(wrong, response=response)
 
 
+def percent_encoded(text):
+    """Return *text* in ASCII: what is beyond it as percent escapes of its UTF-8."""
+    return ''.join([chr(octet) if octet < 127 else '%%%02X' % octet for octet in text.encode()])
+
+
 def parse_uri(uri):
     """Split a *uri* into (scheme, host, port, resource, (user, password) or None), RFC 6455 3; ValueError.
 
@@ -1800,15 +1805,15 @@ def parse_uri(uri):
     if scheme.endswith('+unix'):
         return scheme, rest, None, '/', None
     authority = rest.partition('/')[0].partition('?')[0]
-    resource = ''.join([chr(octet) if octet < 127 else '%%%02X' % octet for octet in rest[len(authority):].encode()])
+    resource = percent_encoded(rest[len(authority):])
     userinfo, at, authority = authority.rpartition('@')
     try:
         host, port = parse_host(authority if max(authority, default='') <= '~' else authority.encode('idna').decode())
     except (HandshakeError, ValueError, LookupError):       # the codec idna is not everywhere
         raise wrong
-    if port == 0:
+    user, _, password = percent_encoded(userinfo).partition(':')
+    if port == 0 or '\ufffd' in unquote(user + ':' + password):    # RFC 7617 has no way to send what is not UTF-8
         raise wrong
-    user, _, password = userinfo.partition(':')
     return (scheme, host, port or (443 if scheme == 'wss' else 80), resource if resource[:1] == '/' else '/' + resource,
             (unquote(user), unquote(password)) if at else None)
 
@@ -1820,7 +1825,9 @@ def host_header(scheme, host, port):
 
 
 def basic_credentials(user, password):
-    """Return the value of Authorization for HTTP basic authentication, RFC 7617."""
+    """Return the value of Authorization for HTTP basic authentication, RFC 7617; ValueError for a colon in *user*."""
+    if ':' in user:
+        raise ValueError('a user name has no colon, which ends it: %s' % quote(user))
     return 'Basic ' + _base64(('%s:%s' % (user, password)).encode('utf-8'))
 
 
@@ -6012,7 +6019,10 @@ def client_handshake(request, scheme, host, port, due, *, ssl=None, server_hostn
 
 def client_headers(scheme, host, port, key, userinfo, subprotocols, extensions, headers, exclude_headers, origin=None,
                    user_agent=None):
-    """Return the Headers of an opening handshake, RFC 6455 4.1; ValueError."""
+    """Return the Headers of an opening handshake, RFC 6455 4.1; ValueError.
+
+    A name in *headers*, the caller's, replaces ours.
+    """
     offers = [(pattern.name, params) for pattern in extensions for params in pattern.offer()]
     host = 'localhost' if port is None else host_header(scheme, host, port)
     fields = [('Host', host), ('Upgrade', 'websocket'), ('Connection', 'Upgrade'), ('Sec-WebSocket-Key', key),
@@ -6020,9 +6030,15 @@ def client_headers(scheme, host, port, key, userinfo, subprotocols, extensions, 
               ('Authorization', basic_credentials(*userinfo) if userinfo else None),
               ('Sec-WebSocket-Protocol', ', '.join(check_subprotocols(subprotocols)) or None),
               ('Sec-WebSocket-Extensions', format_extensions(offers) or None)]
-    excluded = [name.lower() for name in exclude_headers or ()]
-    return Headers([field for field in fields if field[1] is not None and field[0].lower() not in excluded]
-                   + Headers(headers).items())
+    given = Headers(headers)
+    left_out = given.names + [name.lower() for name in exclude_headers or ()]
+    fields = [field for field in fields if field[1] is not None and field[0].lower() not in left_out] + given.items()
+    return Headers(sorted(fields, key=lambda field: field[0].lower() != 'host'))    # RFC 9110 7.2: it is the first
+
+
+def check_answer(response, sent, extensions):
+    """Return what check_response() does; its key and the subprotocols are those in the headers that were *sent*."""
+    return check_response(response, sent.get('Sec-WebSocket-Key', ''), sent.elements('Sec-WebSocket-Protocol'), extensions)
 
 
 def new_key():
@@ -6129,7 +6145,7 @@ class WebSocketBaseClient(WebSocket):
     def process_handshake_header(self, headers):
         """Check the header lines (bytes) of the answer; return (subprotocols, extensions), two lists."""
         response = Response(101, None, parse_head(b'HTTP/1.1 101 \r\n' + headers)[1])
-        subprotocol, extensions = check_response(response, self.key, self.protocols, self.extensions)
+        subprotocol, extensions = check_answer(response, Headers(self.handshake_headers), self.extensions)
         return [] if subprotocol is None else [subprotocol], extensions
 
     def handshake_ok(self):
@@ -6167,8 +6183,12 @@ def environment_proxy(scheme, host):
 
     It is in ``https_proxy`` (wss), ``http_proxy`` or ``all_proxy``; ``no_proxy`` lists names, suffixes, or *.
     """
+    environment = dict(os.environ)
+    if 'REQUEST_METHOD' in environment:     # this is a CGI script, where HTTP_PROXY is a header of whoever asks
+        environment.pop('HTTP_PROXY', None)
+
     def variable(name):
-        return os.environ.get(name) or os.environ.get(name.upper())
+        return environment.get(name) or environment.get(name.upper())
 
     for name in (variable('no_proxy') or '').lower().split(','):
         name = name.strip(' ').lstrip('.')
@@ -6203,7 +6223,7 @@ def redirected(uri, response):
 def connect(uri, *, redirects=0, headers=None, auth=None, **options):
     """Connect to *uri* and return a blocking WebSocket: a context manager that closes it.
 
-    *subprotocols* are names; *headers* extra ones, *exclude_headers* names to leave out; *origin*, *user_agent* (None:
+    *subprotocols* are names; *headers* extra ones, which replace ours, *exclude_headers* names to leave out; *origin*, *user_agent* (None:
     none). *ssl* is an SSLContext instead of one that verifies with the system's certificates; for one of your own,
     ``ssl.create_default_context(cafile='its.pem')``; *server_hostname* is the name to verify instead of the URI's.
     *auth* is (user, password), as in the URI; *proxy* http://host:port, True for the environment's, or None; *sock* a
@@ -6225,7 +6245,7 @@ def connect(uri, *, redirects=0, headers=None, auth=None, **options):
                 raise
         if parse_uri(uri)[:3] != parse_uri(target)[:3]:
             auth = None
-            for name in ('Authorization', 'Cookie', 'Proxy-Authorization'):
+            for name in ('Authorization', 'Cookie', 'Proxy-Authorization', 'Host'):
                 del headers[name]
         uri, redirects = target, redirects - 1
 
@@ -6236,9 +6256,8 @@ def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers
     scheme, host, port, resource, userinfo = parse_uri(uri)
     patterns = with_compression(extensions, compression)
     settings = connection_settings(**settings)
-    key = new_key()
-    fields = client_headers(scheme, host, port, key, auth or userinfo, subprotocols, patterns, headers, exclude_headers,
-                            origin, user_agent)
+    fields = client_headers(scheme, host, port, new_key(), auth or userinfo, subprotocols, patterns, headers,
+                            exclude_headers, origin, user_agent)
     expect(ssl is None or scheme.startswith('wss'), 'ssl is for wss:// URLs', scheme, ValueError)
     if proxy is True and port is not None:
         proxy = environment_proxy(scheme, host)
@@ -6246,7 +6265,7 @@ def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers
                                  server_hostname=server_hostname, proxy=proxy, source_address=source_address, sock=sock)
     with closing(handshake):
         handshake.drive()
-        chosen = check_response(handshake.response, key, list(subprotocols or ()), patterns)
+        chosen = check_answer(handshake.response, fields, patterns)
         websocket = (create_connection or WebSocket)(handshake.sock)
         configure(websocket, settings)
         websocket.request = Request('GET', resource, fields)

@@ -12197,6 +12197,9 @@ def test_connect_is_a_context_manager_that_says_how_it_was_left(error, code):
     ({'exclude_headers': ['user-AGENT']}, ['Upgrade: websocket'], ['User-Agent']),
     ({'user_agent': 'mine/1'}, ['User-Agent: mine/1'], []), ({'user_agent': None}, [], ['User-Agent']),
     ({'origin': 'http://a.example'}, ['Origin: http://a.example'], []),
+    ({'headers': {'origin': 'http://b'}, 'origin': 'http://a'}, ['origin: http://b'], ['Origin']),
+    ({'headers': {'USER-AGENT': 'mine/2'}}, ['USER-AGENT: mine/2'], ['User-Agent']),
+    ({'headers': {'Authorization': 'Bearer x'}, 'auth': ('a', 'b')}, ['Authorization: Bearer x'], []),
     ({'subprotocols': ['b', 'a']}, ['Sec-WebSocket-Protocol: b, a'], []),
     ({'auth': ('us\xe9r', 'p:w')}, [authorization('us\xe9r:p:w')], []),
     ({'extensions': [minws.DeflateFrame()]}, ['Sec-WebSocket-Extensions: deflate-frame'], ['permessage-deflate']),
@@ -12213,8 +12216,35 @@ def test_connect_sends_these_headers(options, present, absent):
         assert name + ':' not in head.replace('Sec-WebSocket-Extensions: deflate-frame', '')
 
 
+@pytest.mark.parametrize('name, value', [('Host', 'pi.example'), ('User-Agent', 'mine'), ('Origin', 'http://a'),
+                                         ('Sec-WebSocket-Key', 'bWluZSwgMTYgYnl0ZXMuLg=='),
+                                         ('Sec-WebSocket-Protocol', 'b')])
+def test_a_header_of_the_caller_replaces_ours(name, value, connecting):
+    requests = []
+    subprotocol = b'Sec-WebSocket-Protocol: b' if 'Protocol' in name else b'X: y'
+    with raw_server(answering(requests, subprotocol)) as uri:
+        if connecting is minws.connect:
+            minws.connect(uri, headers={name: value}, subprotocols=['a'], origin='http://o').close()
+        else:
+            client = minws.WebSocketBaseClient(uri, ['a'], headers=[(name, value)])
+            client.connect()
+            client.close()
+            client.run()
+    lines = requests[0][0].split('\r\n')
+    assert [line for line in lines if line.lower().startswith(name.lower() + ':')] == ['%s: %s' % (name, value)]
+    assert lines[1].startswith('Host: '), 'it is the first'
+
+
+@pytest.mark.parametrize('options, name', [({'auth': ('us:er', 'x')}, ''), ({}, 'us%3Aer:x'), ({}, '%E9:x'),
+                                           ({}, 'pi:%ff')])
+def test_credentials_that_cannot_be_sent_as_they_are_are_refused(options, name, monkeypatch):
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args: pytest.fail('it connects'))
+    with pytest.raises(ValueError):
+        minws.connect('ws://%s@127.0.0.1:9/' % name if name else 'ws://127.0.0.1:9/', **options)
+
+
 @pytest.mark.parametrize('userinfo, options, text', [
-    ('pi:rasp', {}, 'pi:rasp'), ('p%40i:r%C3%A9sp', {}, 'p@i:r\xe9sp'), ('pi', {}, 'pi:'),
+    ('j\xf6rg:\u20ac', {}, 'j\xf6rg:\u20ac'), ('pi:rasp', {}, 'pi:rasp'), ('p%40i:r%C3%A9sp', {}, 'p@i:r\xe9sp'), ('pi', {}, 'pi:'),
     ('pi:rasp', {'auth': ('other', 'one')}, 'other:one')])
 def test_connect_takes_credentials_from_the_url(userinfo, options, text):
     requests = []
@@ -12392,6 +12422,9 @@ def test_a_proxy_that_refuses_without_an_end_is_a_handshake_error_about_the_prox
     ({'http_proxy': 'P', 'no_proxy': '.example'}, 'ws', 'pi.example', None),
     ({'http_proxy': 'P', 'no_proxy': 'i.example'}, 'ws', 'pi.example', 'P'),
     ({'http_proxy': 'P', 'NO_PROXY': 'PI.Example'}, 'ws', 'pi.example', None),
+    ({'HTTP_PROXY': 'P', 'REQUEST_METHOD': 'GET'}, 'ws', 'a', None),
+    ({'HTTP_PROXY': 'P', 'REQUEST_METHOD': 'GET', 'http_proxy': 'Q'}, 'ws', 'a', 'Q'),
+    ({'HTTPS_PROXY': 'P', 'REQUEST_METHOD': 'GET'}, 'wss', 'a', 'P'),
     ({'http_proxy': 'P', 'no_proxy': ''}, 'ws', 'a', 'P'), ({'http_proxy': '', 'all_proxy': 'A'}, 'ws', 'a', 'A'),
 ], ids=readable)
 def test_environment_proxy(environment, scheme, host, expected, monkeypatch):

@@ -4696,7 +4696,8 @@ class WebSocketManager(Loop, threading.Thread):
 
     def add(self, websocket):
         """Call the *websocket*'s opened(), and serve it from now on. ConcurrencyError if somebody else reads it."""
-        if websocket in self:
+        before = self.entries.get(websocket.sock.fileno())
+        if before is not None and before.carries_messages and before.websocket is websocket:
             return
         self.share()
         if not isinstance(websocket, WebSocket):

@@ -5670,22 +5670,25 @@ class Server:
     def find_page(self, request):
         """Return (page, name): a function, bytes, or the name of a file; what tells its type. HandshakeError."""
         path = request.pathname
-        within = [prefix for prefix, page in self.pages.items() if prefix == path or prefix[-1:] == '/'
-                  and (path + '/').startswith(prefix) and isinstance(page, str) and os.path.isdir(page)]
+        within = [prefix for prefix, page in self.pages.items() if prefix == path
+                  or prefix[-1:] == '/' and (path + '/').startswith(prefix) and _is_directory(page)]
         prefix = max(within, key=lambda prefix: (prefix == path, len(prefix)), default=None)
         page = self.pages.get(prefix)
         if not isinstance(page, str):
             return page, path if '.' in path else '.html'
-        if not os.path.isdir(page) and (os.path.isfile(page) or not os.path.lexists(page)):     # no device, no pipe
-            return page, page
-        rest = unquote(path[len(prefix):])
-        name = find_file(page, rest.rstrip('/'))
-        if os.path.isdir(name) and path[-1] != '/':
-            raise HandshakeError('this is a directory', 302, [('Location', path + '/' + request.path[len(path):])])
-        name = find_file(page, rest + 'index.html') if os.path.isdir(name) else name if path[-1] != '/' else ''
-        if not os.path.isfile(name):
+        if _is_directory(page):
+            rest = unquote(path[len(prefix):])
+            root, page = page, find_file(page, rest.rstrip('/'))
+            if os.path.isdir(page) and path[-1] != '/':
+                raise HandshakeError('this is a directory', 302, [('Location', path + '/' + request.path[len(path):])])
+            page = find_file(root, rest + 'index.html') if os.path.isdir(page) else page * (path[-1] != '/')
+        if not page or os.path.lexists(page) and not os.path.isfile(page):      # a device, a pipe
             raise HandshakeError('there is nothing at this path', 404)
-        return name, name
+        return page, page
+
+
+def _is_directory(page):
+    return isinstance(page, str) and os.path.isdir(page)
 
 
 def _path(path):

@@ -7957,7 +7957,8 @@ def test_a_body_that_fails_does_not_look_whole(echoing, bad, errors):
 
 
 @pytest.mark.parametrize('accepts, packed', [('gzip', True), ('deflate, gzip;q=0.5', True), ('GZIP', True),
-                                             ('gzip;q=0', False), ('gzip; q=0.0', False), ('br', False), ('', False), ('x-gzip', False)])
+                                             ('gzip;q=0', False), ('gzip; q=0.0', False), ('br', False), ('', False),
+                                             ('x-gzip', False)])
 def test_a_page_is_compressed_if_that_is_asked_for_and_accepted(echoing, accepts, packed):
     pages = {'/bytes': lambda request: minws.Response(200, b'ab' * 500, gzip=True),
              '/pieces': lambda request: minws.Response(200, iter([b'ab'] * 500), gzip=True),

@@ -5408,13 +5408,13 @@ class Server:
     def __init__(self, sockets, handler, *, ssl=None, origins='same', hosts='local', extensions=(), compression=None,
                  subprotocols=None, select_subprotocol=None, process_request=None, process_response=None,
                  server_header='minws/' + __version__, max_connections=(MAX_THREADS, MAX_MANAGED), pages=None,
-                 create_connection=None, **settings):
+                 create_connection=None, keep_latest=False, **settings):
         for name, hook in (('select_subprotocol', select_subprotocol), ('process_request', process_request),
                            ('process_response', process_response), ('create_connection', create_connection),
                            ('ssl', getattr(ssl, 'wrap_socket', ssl))):
             expect(hook is None or callable(hook), '%s is None or callable' % name, hook)
             setattr(self, name, hook)
-        self.ssl = ssl
+        self.ssl, self.keep_latest = ssl, keep_latest
         self.sockets = list(sockets) if isinstance(sockets, (list, tuple)) else [sockets]
         self.routes = _checked_routes(handler)
         self.pages = dict(_checked_page(path, page) for path, page in (pages or {}).items())
@@ -5535,8 +5535,22 @@ class Server:
         """Send *message* to all connections but those in *exclude*; waits for none: see WebSocketManager."""
         broadcast = Broadcast(message, binary, key)
         if key is not None:
-            self._last.put(key, message, broadcast.frames[0][1], None)
-        self.manager.spread(broadcast, exclude, [inside(websocket) for websocket in list(self._blocking)])
+            with self._guard:
+                self._last.put(key, message, broadcast.frames[0][1], broadcast)
+        sent = None
+        while broadcast is not sent:        # another thread may keep a later one, and yet send it earlier
+            self.manager.spread(broadcast, exclude, [inside(websocket) for websocket in list(self._blocking)])
+            sent, broadcast = broadcast, self._last.waiting.get(key, (None, None, broadcast))[2]
+
+    def _catch_up(self, connection):
+        """Send the last of each key to a newcomer, who gets what is broadcast from now on; later ones may overtake."""
+        sent, fresh = {}, self.keep_latest
+        while fresh:
+            with self._guard:
+                fresh = {key: entry[2] for key, entry in self._last.waiting.items() if sent.get(key) is not entry[2]}
+            for broadcast in fresh.values():
+                broadcast.send([connection])
+            sent.update(fresh)
 
     def last(self, key=None):
         """Return the last message broadcast with *key*, or None; without one, a dict of all: for who joins late.
@@ -5545,11 +5559,13 @@ class Server:
         """
         if key is not None:
             return self._last.waiting.get(key, (None,))[0]
-        return {key: entry[0] for key, entry in list(self._last.waiting.items())}
+        with self._guard:
+            return {key: entry[0] for key, entry in self._last.waiting.items()}
 
     def forget(self, key):
         """Forget the last message broadcast with *key*."""
-        self._last.remove(key)
+        with self._guard:
+            self._last.remove(key)
 
     # The events of all clients, if a subclass of this is served
 
@@ -5632,6 +5648,7 @@ class Server:
         elif not self._stopping:
             try:
                 self.manager.add(websocket)
+                self._catch_up(inside(websocket))
             except RuntimeError:
                 if not self._stopping:      # else it ended while opened() ran
                     raise
@@ -5649,6 +5666,7 @@ class Server:
         try:
             if self._stopping:          # shutdown() may have missed it
                 websocket.close(1001)
+            self._catch_up(inside(websocket))
             handler(websocket, **websocket.path_args)
             code = 1000
         except ConnectionClosed:
@@ -5708,22 +5726,25 @@ class Server:
     def find_page(self, request):
         """Return (page, name): a function, bytes, or the name of a file; what tells its type. HandshakeError."""
         path = request.pathname
-        within = [prefix for prefix, page in self.pages.items() if prefix == path or prefix[-1:] == '/'
-                  and (path + '/').startswith(prefix) and isinstance(page, str) and os.path.isdir(page)]
+        within = [prefix for prefix, page in self.pages.items() if prefix == path
+                  or prefix[-1:] == '/' and (path + '/').startswith(prefix) and _is_directory(page)]
         prefix = max(within, key=lambda prefix: (prefix == path, len(prefix)), default=None)
         page = self.pages.get(prefix)
         if not isinstance(page, str):
             return page, path if '.' in path else '.html'
-        if not os.path.isdir(page) and (os.path.isfile(page) or not os.path.lexists(page)):     # no device, no pipe
-            return page, page
-        rest = unquote(path[len(prefix):])
-        name = find_file(page, rest.rstrip('/'))
-        if os.path.isdir(name) and path[-1] != '/':
-            raise HandshakeError('this is a directory', 302, [('Location', path + '/' + request.path[len(path):])])
-        name = find_file(page, rest + 'index.html') if os.path.isdir(name) else name if path[-1] != '/' else ''
-        if not os.path.isfile(name):
+        if _is_directory(page):
+            rest = unquote(path[len(prefix):])
+            root, page = page, find_file(page, rest.rstrip('/'))
+            if os.path.isdir(page) and path[-1] != '/':
+                raise HandshakeError('this is a directory', 302, [('Location', path + '/' + request.path[len(path):])])
+            page = find_file(root, rest + 'index.html') if os.path.isdir(page) else page * (path[-1] != '/')
+        if not page or os.path.lexists(page) and not os.path.isfile(page):      # a device, a pipe
             raise HandshakeError('there is nothing at this path', 404)
-        return name, name
+        return page, page
+
+
+def _is_directory(page):
+    return isinstance(page, str) and os.path.isdir(page)
 
 
 def _path(path):
@@ -5872,9 +5893,11 @@ def serve(handler, host=None, port=None, *, sock=None, backlog=128, reuse_port=F
     SSLContext. *origins*, *hosts*: see check_origin, check_host. *subprotocols*: names, the best first, or
     select_subprotocol(websocket, offered) → name or None. *extensions* are patterns, *compression* 'deflate' or
     'small' (for small devices). process_request(websocket, request) and process_response(websocket, request, response)
-    return a Response to use instead, or None. *server_header* None sends none. *pages* maps paths to a file or
-    directory name, bytes, or a function of a Request that returns a Response. *create_connection* makes the WebSocket
-    of handler functions.
+    return a Response to use instead, or None. *server_header* None sends none. *pages* maps paths to the name of a file
+    or directory that exists, bytes, or a function of a Request that returns str, bytes, a dict (JSON), a Response or
+    None (404), and is called in a thread of that request's own, as is what makes the body of a Response in pieces.
+    *create_connection* makes the WebSocket of handler functions. *keep_latest*: send the last message that was
+    broadcast with each key to every newcomer, see Server.last().
 
     Seconds: *open_timeout*, *ping_interval*, *ping_timeout*, *close_timeout*. *max_size*: bytes of a message, or
     (message, fragment); *max_queue*: received messages that wait, or (high, low); *max_connections*: one number, or

@@ -9567,6 +9567,73 @@ def test_more_handshakes_than_may_be_in_progress_push_the_oldest_out(echoing, mo
         assert b' 101 ' in slow[4].read_head()
 
 
+def connection_threads():
+    """Return how many threads serve connections."""
+    return sum(thread.name == 'minws-connection' for thread in threading.enumerate())
+
+
+def test_an_opening_handshake_that_is_pushed_out_ends_its_thread(monkeypatch):
+    monkeypatch.setattr(minws, 'MAX_HANDSHAKES', 3)
+    with serving(echo) as server:
+        peers = [dial(server.port) for _ in range(20)]
+        shake(server.port)
+        wait_until(lambda: connection_threads() <= 4)
+        assert sum(not peer.is_silent(0) for peer in peers) >= 17
+
+
+def test_slow_hooks_do_not_make_threads_without_end(monkeypatch):
+    monkeypatch.setattr(minws, 'MAX_HANDSHAKES', 3)
+    going, asked = threading.Event(), []
+
+    def slow(ws, request):
+        asked.append(request)
+        going.wait(2 * DEADLINE)
+
+    with serving(echo, process_request=slow, open_timeout=None) as server:
+        try:
+            for count in range(1, 4):
+                dial(server.port).write(upgrade())
+                wait_until(lambda: len(asked) == count)
+            for _ in range(20):
+                answer = ask(server.port, upgrade())
+                assert answer.status == 503 and b'opening handshakes' in answer.body
+            assert connection_threads() == len(asked) == 3
+        finally:
+            going.set()
+        wait_until(lambda: len(server.connections) == 3)
+        shake(server.port)
+
+
+@pytest.mark.parametrize('kind', ['function', 'class', 'class beside a function'])
+def test_a_burst_does_not_pass_max_connections(kind):
+    going, asked, answers = threading.Event(), [], []
+
+    def held(ws, request, response):
+        asked.append(ws)
+        going.wait(2 * DEADLINE)
+
+    routes = {'/': echo if kind == 'function' else minws.EchoWebSocket}
+    if kind == 'class beside a function':
+        routes['/other'] = echo
+    if kind == 'class':
+        going.set()         # hooks in the loop have nobody beside them
+    with serving(routes, process_response=held, max_connections=5, open_timeout=None) as server:
+        peers = [dial(server.port) for _ in range(12)]
+        for peer in peers:
+            peer.write(upgrade())
+        try:
+            for count in range(1, 8):
+                wait_until(lambda: sum(not peer.is_silent(0) for peer in peers) >= count)
+            assert len(asked) == 5
+        finally:
+            going.set()
+        for peer in peers:
+            answers.append(peer.read_head().split()[1])
+        assert sorted(answers) == [b'101'] * 5 + [b'503'] * 7
+        wait_until(lambda: len(server.connections) == 5)
+        assert ask(server.port, upgrade()).status == 503
+
+
 def test_V24_V48_one_escaped_line_for_each_bad_handshake(server, log):
     answers = [ask(server.port, upgrade('/', 'Origin: http://evil\x1b[31m.example'.replace('\x1b', '\xff'))),
                ask(server.port, b'GET /\x1b[31m' + b'x' * 3000 + b' HTTP/1.1\r\nHost: a\r\n\r\n'),
@@ -9931,7 +9998,8 @@ def test_V49_F30_no_path_leads_out_of_the_directory(site, path):
     answer = get(site.port, '/files/' + path)
     assert b'secret' not in answer.body and b'root:' not in answer.body
     assert answer.headers.get('location') == ('/files/%s/' % path if answer.status == 302 else None)
-    assert answer.status in (400, 404) or answer.status == 302 and path == 'sub' or answer.body in (b'<p>index', b'<p>sub'), answer.body
+    assert answer.status in (400, 404) or answer.status == 302 and path == 'sub' or (
+        answer.body in (b'<p>index', b'<p>sub')), answer.body
 
 
 GUARDED = OTHER_SPELLINGS + [      # what the file system, and not the URL, may know by another name
@@ -10047,9 +10115,9 @@ def test_a_file_that_cannot_be_opened_is_an_answer_and_a_line(handler, error, st
 
 
 @pytest.mark.parametrize('pages, error', [
-    ({'/x': '/none/there'}, ValueError), ({'/x': '<p>text'}, ValueError), ({'x': b''}, ValueError), ({'//x': b''}, ValueError),
-    ({'/%78': b''}, ValueError), ({'/x': 5}, TypeError), ({'/x': None}, TypeError), ({'/x': {}}, TypeError),
-    ({5: b''}, ValueError)], ids=ascii)
+    ({'/x': '/none/there'}, ValueError), ({'/x': '<p>text'}, ValueError), ({'x': b''}, ValueError),
+    ({'//x': b''}, ValueError), ({'/%78': b''}, ValueError), ({'/x': 5}, TypeError), ({'/x': None}, TypeError),
+    ({"/x": {}}, TypeError), ({5: b''}, ValueError)], ids=ascii)
 def test_mistakes_in_pages_are_found_by_serve(pages, error):
     with pytest.raises(error):
         minws.serve(echo, '127.0.0.1', 0, pages=pages).shutdown()
@@ -10057,7 +10125,8 @@ def test_mistakes_in_pages_are_found_by_serve(pages, error):
 
 @pytest.mark.parametrize('made, kind, body', [
     ('<p>h\xe9', 'text/html; charset=utf-8', '<p>h\xe9'.encode()), (b'\x00', 'text/html; charset=utf-8', b'\x00'),
-    ({'a': 1}, 'application/json', b'{"a": 1}'), (minws.Response(200, 'x'), 'text/plain; charset=utf-8', b'x')], ids=readable)
+    ({'a': 1}, 'application/json', b'{"a": 1}'), (minws.Response(200, 'x'), 'text/plain; charset=utf-8', b'x')],
+    ids=readable)
 def test_what_page_functions_return(echoing, made, kind, body):
     with serving(echoing, pages={'/page': lambda request: made, '/x.csv': lambda request: 'a;b'}) as server:
         for _ in range(2):
@@ -10136,8 +10205,9 @@ def test_a_body_that_fails_does_not_look_whole(echoing, bad, errors):
     assert 'the body of a page' in line.getMessage()
 
 
-@pytest.mark.parametrize('accepts, packed', [('gzip', True), ('deflate, gzip;q=0.5', True), ('GZIP', True), ('gzip;q=0', False),
-                                             ('gzip; q=0.0', False), ('br', False), ('', False), ('x-gzip', False)])
+@pytest.mark.parametrize('accepts, packed', [('gzip', True), ('deflate, gzip;q=0.5', True), ('GZIP', True),
+                                             ('gzip;q=0', False), ('gzip; q=0.0', False), ('br', False), ('', False),
+                                             ('x-gzip', False)])
 def test_a_page_is_compressed_if_that_is_asked_for_and_accepted(echoing, accepts, packed):
     pages = {'/bytes': lambda request: minws.Response(200, b'ab' * 500, gzip=True),
              '/pieces': lambda request: minws.Response(200, iter([b'ab'] * 500), gzip=True),
@@ -10247,9 +10317,87 @@ def test_a_file_of_2_gigabytes_for_ten_readers_takes_less_than_20_megabytes(tmpd
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
         server.shutdown()
-        print(all(size > 2 << 30 for size in sizes), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 << 10)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        print(all(size > 2 << 30 for size in sizes), grown < 20 << 10)
     ''' % handler, str(tmpdir.join('big')), timeout=300)
     assert output == 'True True\n'
+
+
+# The last values ------------------------------------------------------------------------------------------------------
+
+
+def test_a_newcomer_gets_the_last_of_each_key(echoing):
+    with serving(echoing, keep_latest=True) as server:
+        for i in range(100):
+            for key in 'abcdefgh':
+                server.broadcast('%s%d' % (key, i), key=key)
+        server.broadcast('once')
+        server.broadcast(b'text', False, key='t')
+        server.broadcast(b'bytes', key='b')
+        server.forget('c')
+        for _ in range(2):
+            with minws.connect(uri_of(server)) as ws:
+                got = {ws.recv(DEADLINE) for _ in range(8)}
+                assert got == {key + '99' for key in 'adefgh'} | {'text', b'bytes'}
+                ws.send('x')
+                assert ws.recv(DEADLINE) == 'x'         # and nothing else
+
+
+def test_without_keep_latest_a_newcomer_gets_nothing(echoing):
+    with serving(echoing) as server:
+        server.broadcast('x', key='k')
+        with minws.connect(uri_of(server)) as ws:
+            ws.send('y')
+            assert ws.recv(DEADLINE) == 'y' and server.last('k') == 'x'
+
+
+def test_nothing_falls_between_the_last_values_and_the_next(echoing):
+    over, final = threading.Event(), {}
+
+    def produce(keys):
+        count = 0
+        while not over.is_set():
+            count += 1
+            for key in keys:
+                server.broadcast('%s %d' % (key, count), key=key)
+            over.wait(0.002)
+        for key in keys:
+            final[key] = '%s %d' % (key, count)
+
+    with serving(echoing, keep_latest=True) as server:
+        keys = ['k%d' % i for i in range(20)]
+        with in_thread(produce, keys[:10]), in_thread(produce, keys[10:] + keys[:3]):
+            joined, first = [], []
+            try:
+                for _ in range(15):
+                    joined.append(minws.connect(uri_of(server)))
+                    first.append(joined[-1].recv(DEADLINE))
+            finally:
+                over.set()
+        assert len(final) == 20
+        for ws, text in zip(joined, first):
+            seen = {text.partition(' ')[0]: text}
+            while {key: seen.get(key) for key in keys} != server.last():
+                text = ws.recv(DEADLINE)
+                seen[text.partition(' ')[0]] = text
+        for ws in joined:
+            ws.close()
+
+
+def test_a_later_broadcast_that_is_sent_earlier_is_sent_again():
+    with serving(minws.EchoWebSocket) as server:
+        sent, spread = [], server.manager.spread
+
+        def overtaken(broadcast, *args):
+            if not sent:
+                sent.append(None)
+                server.broadcast('later', key='k')      # as another thread might, between keeping and sending
+            spread(broadcast, *args)
+            sent.append(broadcast.frames[0][1])
+
+        server.manager.spread = overtaken
+        server.broadcast('earlier', key='k')
+        assert sent == [None, b'later', b'earlier', b'later'] and server.last('k') == 'later'
 
 
 # Foreign pages --------------------------------------------------------------------------------------------------------
@@ -10257,9 +10405,10 @@ def test_a_file_of_2_gigabytes_for_ten_readers_takes_less_than_20_megabytes(tmpd
 
 @pytest.mark.parametrize('method', ['POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS'])
 @pytest.mark.parametrize('fields, allowed', [
-    ([], True), (['Origin: http://localhost:%d'], True), (['Origin: http://evil.example'], False), (['Origin: null'], False),
-    (['Sec-Fetch-Site: cross-site'], False), (['Sec-Fetch-Site: same-site'], False), (['Sec-Fetch-Site: same-origin'], True),
-    (['Sec-Fetch-Site: none'], True), (['Origin: http://localhost:%d', 'Sec-Fetch-Site: same-origin'], True)], ids=readable)
+    ([], True), (['Origin: http://localhost:%d'], True), (['Origin: http://evil.example'], False),
+    (['Origin: null'], False), (['Sec-Fetch-Site: cross-site'], False), (['Sec-Fetch-Site: same-site'], False),
+    (['Sec-Fetch-Site: same-origin'], True), (['Sec-Fetch-Site: none'], True),
+    (['Origin: http://localhost:%d', 'Sec-Fetch-Site: same-origin'], True)], ids=readable)
 def test_a_foreign_page_may_only_get(method, fields, allowed):
     called = []
 
@@ -10330,7 +10479,8 @@ def test_an_argument_that_is_none_is_told_with_the_nearest(given, meant):
         minws.serve(echo, '127.0.0.1', 0, heartbeat_freq=1)
 
 
-@pytest.mark.parametrize('code, reason', [(1001, 'x' * 200), (1001, '\u20ac' * 42), (1005, ''), (999, ''), ('1000', '')])
+@pytest.mark.parametrize('code, reason', [(1001, 'x' * 200), (1001, '\u20ac' * 42), (1005, ''), (999, ''),
+                                          ('1000', '')])
 def test_shutdown_refuses_at_once_what_it_cannot_say(echoing, code, reason):
     with serving(echoing) as server:
         with pytest.raises(ValueError):

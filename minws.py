@@ -46,11 +46,13 @@ __version__ = '1.0.0'
 __all__ = [
     'BinaryMessage', 'CLOSE_TIMEOUT', 'CloseControlMessage', 'ConcurrencyError', 'ConnectionClosed',
     'ConnectionClosedError', 'ConnectionClosedOK', 'DeflateFrame', 'EPollPoller', 'EchoWebSocket', 'Extension', 'Frame',
-    'FrameTooLargeException', 'HandshakeError', 'Headers', 'Heartbeat', 'InvalidBytesError', 'KQueuePoller', 'Message',
+    'FrameTooLargeException', 'HandshakeError', 'Headers', 'Heartbeat', 'InvalidBytesError', 'InvalidHandshake',
+    'InvalidHeader', 'InvalidHeaderFormat', 'InvalidHeaderValue', 'InvalidMessage', 'InvalidProxy', 'InvalidProxyStatus',
+    'InvalidStatus', 'InvalidStatusCode', 'InvalidURI', 'InvalidUpgrade', 'KQueuePoller', 'Message', 'NegotiationError',
     'OPCODE_BINARY', 'OPCODE_CLOSE', 'OPCODE_CONTINUATION', 'OPCODE_PING', 'OPCODE_PONG', 'OPCODE_TEXT',
-    'PerMessageDeflate', 'PingControlMessage', 'PollPoller', 'PongControlMessage', 'ProtocolException', 'Request',
-    'Response', 'ScriptedSocket', 'SelectPoller', 'Server', 'State', 'Stream', 'StreamClosed',
-    'TextFrameEncodingException', 'TextMessage', 'UnsupportedFrameTypeException', 'Utf8Validator', 'WebSocket',
+    'PayloadTooBig', 'PerMessageDeflate', 'PingControlMessage', 'PollPoller', 'PongControlMessage', 'ProtocolError',
+    'ProtocolException', 'ProxyError', 'Request', 'Response', 'ScriptedSocket', 'SecurityError', 'SelectPoller',
+    'Server', 'State', 'Stream', 'StreamClosed', 'TextFrameEncodingException', 'TextMessage', 'UnsupportedFrameTypeException', 'Utf8Validator', 'WebSocket',
     'WebSocketBaseClient', 'WebSocketClient', 'WebSocketException', 'WebSocketManager', 'WS_KEY', 'WS_VERSION',
     'accept', 'apply_mask', 'basic_auth', 'configure_logger', 'connect', 'format_addresses', 'pair', 'reconnect', 'serve',
     'unix_connect', 'unix_serve']
@@ -147,12 +149,57 @@ class StreamClosed(WebSocketException):
 class HandshakeError(WebSocketException):
     """The opening handshake failed: ``status`` and ``headers`` (pairs) are to be answered, with HTTP.
 
-    On a client ``response`` is the Response that was refused, or None.
+    On a client ``response`` is the Response that was refused, or None; status and headers are those of it.
     """
 
     def __init__(self, msg, status=400, headers=(), response=None):
         WebSocketException.__init__(self, msg)
         self.status, self.headers, self.response = status, headers, response
+        if response is not None:
+            self.status, self.headers = response.status_code, response.headers
+
+
+class InvalidURI(HandshakeError, ValueError):
+    """This is no URL of a WebSocket, or of a proxy."""
+
+
+class InvalidMessage(HandshakeError):
+    """What the server sent is no answer in HTTP, or it closed the connection instead of one."""
+
+
+class InvalidStatus(HandshakeError):
+    """The server answered with another status than 101: ``response`` has the headers, and a body of at most 64 KiB."""
+
+    def __init__(self, response):
+        said, plain = '', response.headers.get('Content-Type', '').startswith('text/plain')
+        if plain and response.body.strip():
+            said = ': ' + quote(response.body.decode('utf-8', 'replace').strip())
+        HandshakeError.__init__(self, 'the server answered %d %s%s' % (
+            response.status_code, quote(response.reason_phrase), said), response=response)
+        self.status_code = self.status
+
+
+class InvalidHeader(HandshakeError):
+    """The server answered with 101, but the headers that accept a WebSocket are missing or wrong."""
+
+
+class NegotiationError(HandshakeError):
+    """The server chose a subprotocol or extensions that were not offered."""
+
+
+class ProxyError(HandshakeError):
+    """The proxy did not connect us; ``response`` is its answer."""
+
+
+class SecurityError(HandshakeError):
+    """Going on would not be safe: a redirect that is not followed, or a certificate that is not the pinned one."""
+
+
+# the names that programs written for the library websockets catch
+InvalidHandshake, InvalidStatusCode = HandshakeError, InvalidStatus
+InvalidProxy, InvalidProxyStatus = InvalidURI, ProxyError
+InvalidUpgrade = InvalidHeaderFormat = InvalidHeaderValue = InvalidHeader
+ProtocolError, PayloadTooBig = ProtocolException, FrameTooLargeException
 
 
 class ConcurrencyError(WebSocketException):
@@ -1677,15 +1724,17 @@ def check_response(response, key, subprotocols=(), extensions=()):
     headers = response.headers
     chosen = headers.get('Sec-WebSocket-Protocol')
     if response.status_code != 101:
-        wrong = 'the server answered %d %s' % (response.status_code, quote(response.reason_phrase))
-    elif (headers.get('Upgrade', '').lower() != 'websocket' or not has_token(headers, 'Connection', 'upgrade')
-          or headers.get('Sec-WebSocket-Accept') != accept_key(key)):
-        wrong = 'the answer lacks Upgrade: websocket, Connection: Upgrade, or the right Sec-WebSocket-Accept'
-    elif chosen is not None and chosen not in subprotocols:
-        wrong = 'the server chose a subprotocol that was not offered'
-    else:
+        raise InvalidStatus(response)
+    if (headers.get('Upgrade', '').lower() != 'websocket' or not has_token(headers, 'Connection', 'upgrade')
+            or headers.get('Sec-WebSocket-Accept') != accept_key(key)):
+        raise InvalidHeader('the answer lacks Upgrade: websocket, Connection: Upgrade, or the right '
+                            'Sec-WebSocket-Accept', response=response)
+    if chosen is not None and chosen not in subprotocols:
+        raise NegotiationError('the server chose a subprotocol that was not offered', response=response)
+    try:
         return chosen, confirm_extensions(headers, extensions)
-    raise HandshakeError(wrong, response=response)
+    except HandshakeError as error:
+        raise NegotiationError(str(error), response=response)
 
 
 def percent_encoded(text):
@@ -1694,11 +1743,11 @@ def percent_encoded(text):
 
 
 def parse_uri(uri):
-    """Split a *uri* into (scheme, host, port, resource, (user, password) or None), RFC 6455 3; ValueError.
+    """Split a *uri* into (scheme, host, port, resource, (user, password) or None), RFC 6455 3; InvalidURI.
 
     With ws+unix the host is a path and the port None.
     """
-    wrong = ValueError('this is no ws://, wss:// or ws+unix:// URL without fragment and spaces: %s' % quote(uri))
+    wrong = InvalidURI('this is no ws://, wss:// or ws+unix:// URL without fragment and spaces: %s' % quote(uri))
     scheme, _, rest = uri.partition('://')
     scheme = scheme.lower()
     if not rest or scheme not in ('ws', 'wss', 'ws+unix', 'wss+unix') or '#' in uri or '\x7f' in uri or min(uri) <= ' ':

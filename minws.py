@@ -5590,6 +5590,9 @@ def unix_serve(handler, path=None, *, sock=None, **options):
 # The other role: a socket connected and secured, a request, its answer checked. connect() makes blocking connections,
 # the classes callback-driven ones.
 
+MAX_BODY = 64 << 10     # bytes of the body of a refusal: it is only an explanation
+BODY_TIMEOUT = 2        # seconds for them, for the same reason
+
 
 def connect_socket(host, port, due=FOREVER, source_address=None):
     """Return a socket connected until *due* to *host* (str), any of its addresses; *port* None: to a unix socket."""
@@ -5616,7 +5619,7 @@ class ClientHandshake(Handshake):
     """A client's opening handshake on *sock*: ``response`` is what the server answers to *request* (bytes).
 
     *tunnel* is a request to a proxy that goes before it, *context* an SSLContext to verify *server_hostname* with. The
-    body of a *response* is at most 64 KiB of explanation; what came behind one with status 101 is in ``_data``.
+    body of a *response* is what explains a refusal; what came behind one with status 101 is in ``data``.
     """
     response = None
 
@@ -5636,8 +5639,8 @@ class ClientHandshake(Handshake):
             yield from self._exchange(self._tunnel, range(200, 300))
             response, self.response = self.response, None
             if not 200 <= response.status_code < 300 or self.data:
-                raise HandshakeError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
-                                     response=response)
+                raise ProxyError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
+                                 response=response)
         if self._context is not None:
             yield from self.shake_tls(self._context, server_hostname=self._server_hostname)
         yield from self._exchange(self._request, (101,))
@@ -5648,23 +5651,52 @@ class ClientHandshake(Handshake):
         for _ in range(8):      # answers with 1xx, of which a few are tolerated
             try:
                 head = yield from self.read_head()
+                response = parse_response(head)
             except EOFError:
-                raise HandshakeError('the server closed the connection before it answered')
-            response = parse_response(head)
+                raise InvalidMessage('the server closed the connection before it answered')
+            except HandshakeError as error:
+                raise InvalidMessage(str(error))
             if response.status_code == 101 or response.status_code >= 200:
                 break
         else:
-            raise HandshakeError('too many interim answers')
+            raise InvalidMessage('too many interim answers')
         self.response = response
         if response.status_code not in good:
-            length = response.headers.get('Content-Length', '')
-            wanted = min(65536, int(length)) if is_number(length) else 65536
-            try:
-                while len(self.data) < wanted:
+            response.body = yield from self._read_body(response)
+
+    def _read_body(self, response):
+        """Return the body that *response* says it has, or what has come of it in 2 s, RFC 9112 6.3 and 7.1."""
+        length, body = response.headers.get('Content-Length', ''), bytearray()
+        chunked = has_token(response.headers, 'Transfer-Encoding', 'chunked')
+        left = 0 if chunked or response.status_code in (204, 304) else int(length) if is_number(length) else MAX_BODY
+        self.due = self.deadline = min(self.due, due_in(BODY_TIMEOUT))
+        try:
+            while len(body) < MAX_BODY:
+                if chunked and not left:
+                    left = yield from self._read_chunk_size()
+                if not left:
+                    break
+                if not self.data:
                     yield from self.receive()
-            except (OSError, EOFError):     # what has come must do
-                pass
-            response.body = bytes(self.data[:wanted])
+                piece = self.data[:min(left, MAX_BODY - len(body))]
+                del self.data[:len(piece)]
+                body += piece
+                left -= len(piece)
+        except (OSError, EOFError):     # what has come must do
+            pass
+        return bytes(body)
+
+    def _read_chunk_size(self):
+        """Return the number at the head of the next chunk; EOFError if there is none."""
+        while b'\n' not in self.data[2:]:       # the first two bytes may end the chunk before
+            yield from self.receive()
+            if len(self.data) > MAX_LINE + READ_SIZE:
+                raise EOFError('a chunk without an end')
+        line, _, self.data = self.data.lstrip(b'\r\n').partition(b'\n')
+        size = line.partition(b';')[0].strip(b' \t\r').decode('latin-1')
+        if not 0 < len(size) <= 8 or size.strip(_HEX_DIGITS):
+            raise EOFError('malformed chunk')
+        return int(size, 16)
 
     def tick(self, now):
         """The time is over."""
@@ -5821,7 +5853,9 @@ class WebSocketBaseClient(WebSocket):
     def process_response_line(self, response_line):
         """Raise HandshakeError unless *response_line* (bytes) has the status 101."""
         if response_line.split(b' ', 2)[1:2] != [b'101']:
-            raise HandshakeError('the server answered %s' % quote(response_line), response=self.response)
+            if self.response is not None:
+                raise InvalidStatus(self.response)
+            raise HandshakeError('the server answered %s' % quote(response_line))
 
     def process_handshake_header(self, headers):
         """Check the header lines (bytes) of the answer; return (subprotocols, extensions), two lists."""
@@ -5897,7 +5931,7 @@ def redirected(uri, response):
     except ValueError:
         kind = None
     if kind != 'wss' and (kind != 'ws' or scheme == 'wss'):
-        raise HandshakeError('redirected to %s: refused' % quote(target), response=response)
+        raise SecurityError('redirected to %s: refused' % quote(target), response=response)
     return target
 
 
@@ -5911,7 +5945,8 @@ def connect(uri, *, redirects=0, headers=None, auth=None, **options):
     connected socket. *redirects* (at most 5) are followed, never from wss to ws, nor with credentials to another
     origin. *open_timeout* is for all of it; the other options are those of serve().
 
-    ValueError or TypeError before anything is sent; HandshakeError, with the ``response``; OSError, TimeoutError.
+    ValueError or TypeError before anything is sent; HandshakeError, with the ``response`` (its body of at most 64 KiB),
+    and by its subclasses the reason: see InvalidStatus, InvalidMessage and the others; OSError, TimeoutError.
     """
     expect(0 <= redirects <= 5, '0 to 5 redirects are followed', redirects, ValueError)
     headers, auth = Headers(headers), auth or parse_uri(uri)[4]

@@ -4027,6 +4027,8 @@ class WebSocket:
     close_timeout = CLOSE_TIMEOUT       # seconds; None: never
     max_queue = MAX_QUEUE
 
+    ends_quietly = False                # True: the loss of the connection only ends iteration, see reconnect()
+
     subprotocol = username = None
     path_args = {}
     _logger = None
@@ -4310,21 +4312,29 @@ class WebSocket:
         connection.driver.await_room()
 
     def __iter__(self):
-        """Yield messages until the connection is closed with 1000, 1001 or no code; else ConnectionClosedError."""
-        try:
-            while True:
-                yield self.recv()
-        except ConnectionClosedOK:
-            return
+        """Yield messages until the connection is closed with 1000, 1001 or no code; else ConnectionClosedError.
+
+        Not where ``ends_quietly`` is true, as it is with reconnect(): there every end of the connection only ends this.
+        """
+        while True:
+            try:
+                message = self.recv()
+            except ConnectionClosed as error:
+                if self.ends_quietly or isinstance(error, ConnectionClosedOK):
+                    return
+                raise
+            yield message
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
+        lost = self.ends_quietly and isinstance(error, ConnectionClosed) and self.state is not State.OPEN
         if kind is None or self._connection.state == DRAINING:
             self.close()
         else:
             self.close(1011 if issubclass(kind, Exception) else 1001)
+        return lost
 
 
 _PUBLIC_STATES = (State.CONNECTING, State.OPEN, State.CLOSING, State.CLOSING, State.CLOSED)

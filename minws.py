@@ -5604,11 +5604,38 @@ MAX_BODY = 64 << 10     # bytes of the body of a refusal: it is only an explanat
 BODY_TIMEOUT = 2        # seconds for them, for the same reason
 
 
+def resolve(host, port, due=FOREVER):
+    """Return what getaddrinfo() says of *host* (str) and *port*; OSError, and TimeoutError where *due* comes first."""
+    def look_up():
+        try:
+            # as bytes: str would need the codec idna, which a router's Python lacks
+            found.append(socket.getaddrinfo(host.encode('ascii'), port, 0, socket.SOCK_STREAM))
+        except Exception as error:
+            found.append(error)
+
+    found = []
+    if due == FOREVER or ':' in host or not host.strip(_DIGITS + '.'):      # an address needs no resolver
+        look_up()
+    else:
+        thread = threading.Thread(target=look_up, name='minws-resolver', daemon=True)   # there is no timeout for it
+        try:
+            thread.start()
+        except RuntimeError:        # the system has no more threads
+            look_up()
+        else:
+            thread.join(min(max(0, due - time.monotonic()), threading.TIMEOUT_MAX))
+    if not found:
+        raise TimeoutError('nobody knows an address of %s in time' % host)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    if not found[0]:
+        raise OSError(errno.EADDRNOTAVAIL, 'there is no address of %s' % host)
+    return found[0]
+
+
 def connect_socket(host, port, due=FOREVER, source_address=None):
     """Return a socket connected until *due* to *host* (str), any of its addresses; *port* None: to a unix socket."""
-    found = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, '', host)]
-    if port is not None:
-        found = socket.getaddrinfo(host.encode('ascii'), port, 0, socket.SOCK_STREAM)
+    found = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, '', host)] if port is None else resolve(host, port, due)
     for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found):
         try:
             with closing(socket.socket(family, kind, protocol)) as sock:
@@ -5998,8 +6025,8 @@ def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers
         websocket.response = handshake.response
         be_client(websocket, *chosen)
         opened(websocket, handshake)
-    block(inside(websocket), websocket)
-    return websocket
+        block(inside(websocket), websocket)
+        return websocket
 
 
 def unix_connect(path, uri='ws://localhost/', **options):
@@ -6009,24 +6036,35 @@ def unix_connect(path, uri='ws://localhost/', **options):
 
 
 def reconnect(uri, *, first_delay=5, max_delay=60, stop=None, **options):
-    """Yield connections to *uri*, a fresh one when the last is done with: ``for ws in reconnect(uri): ...``.
+    """Yield connections to *uri*, a fresh one when the last is done with.
+
+        for ws in reconnect(uri):
+            with ws:
+                for message in ws:
+                    ws.send(answer(message))
+
+    However a connection ends, iterating over it just ends, so that the outer loop goes on. recv() and send() raise
+    ConnectionClosed as ever: what comes out of a generator's loop cannot be caught by the generator, but ``with ws``
+    catches it, if it is that connection which is closed. Who only reads needs no ``with``.
 
     Before the next it waits: a random time up to *first_delay* seconds (RFC 6455 7.2.3), then twice as long each time,
-    up to *max_delay*, until *stop*, a threading.Event, is set. What waiting does not mend is raised: bad arguments, an
-    answer that is neither 101 nor 5xx nor 429.
+    up to *max_delay*, until *stop*, a threading.Event, is set. What waiting does not mend is raised: bad arguments, a
+    certificate that is not trusted, an answer that is neither 101 nor 408, 425, 429 or 5xx. Each attempt is one INFO
+    line, of *logger* or the logger 'minws'; the deadline *open_timeout* of each includes resolving the name.
     """
-    stop = stop or threading.Event()
+    stop, logger, host = stop or threading.Event(), options.get('logger') or default_logger(), parse_uri(uri)[1]
     delay = first_delay
     while not stop.is_set():
         began = time.monotonic()
         try:
             websocket = connect(uri, **options)
         except (HandshakeError, OSError) as error:
-            status = error.response.status_code if getattr(error, 'response', None) is not None else 500
-            if status < 500 and status != 429:
+            if is_permanent(error):
                 raise
-            default_logger().info('no connection to %s: %s', quote(parse_uri(uri)[1]), quote(str(error)))
+            logger.info('no connection to %s: %s', quote(host), quote(str(error) or type(error).__name__))
         else:
+            logger.info('connected to %s', quote(host))
+            websocket.ends_quietly = True
             try:
                 yield websocket
             finally:
@@ -6036,3 +6074,12 @@ def reconnect(uri, *, first_delay=5, max_delay=60, stop=None, **options):
         jitter = int.from_bytes(os.urandom(4), 'big') / (1 << 32)
         stop.wait(delay * (jitter if delay == first_delay else 0.5 + jitter / 2))
         delay = min(max_delay, max(delay, 0.5) * 2)
+
+
+def is_permanent(error):
+    """Tell whether *error*, of connect(), will be the same next time."""
+    response = getattr(error, 'response', None)
+    if response is not None:
+        return response.status_code < 500 and response.status_code not in (408, 425, 429)
+    return (isinstance(error, (InvalidURI, SecurityError))
+            or getattr(error, 'reason', None) == 'CERTIFICATE_VERIFY_FAILED')     # of an ssl.SSLError

@@ -9890,6 +9890,111 @@ def test_reconnect_gives_fresh_connections():
     assert got == ['1', '2', '3']
 
 
+def vanishing(made, count, ending):
+    """A handler of *count* connections, each of which sends its number and then ends by *ending*; then a normal one."""
+    def handler(ws):
+        made.append(ws)
+        ws.send('%d' % len(made))
+        if len(made) <= count:
+            ending(ws)
+        else:
+            list(ws)
+    return handler
+
+
+@pytest.mark.parametrize('ending', [lambda ws: ws.close_connection(), lambda ws: ws.close(1011), lambda ws: ws.close(4000),
+                                    lambda ws: ws.close(1000)], ids=['cut', '1011', '4000', '1000'])
+def test_the_obvious_loop_goes_on_after_a_loss(ending):
+    made, got, stop = [], [], threading.Event()
+    with serving(vanishing(made, 2, ending)) as server:
+        for ws in minws.reconnect(uri_of(server), first_delay=0.01, max_delay=0.02, stop=stop):
+            for message in ws:
+                got.append(message)
+                if message == '3':
+                    stop.set()
+                    ws.close()
+    assert got == ['1', '2', '3']
+
+
+def test_the_loop_that_sends_goes_on_after_a_loss_inside_with():
+    rounds, stop = [], threading.Event()
+    with serving(vanishing([], 2, lambda ws: ws.close_connection())) as server:
+        for ws in minws.reconnect(uri_of(server), first_delay=0.01, max_delay=0.02, stop=stop):
+            with ws:
+                rounds.append(ws.recv(DEADLINE))
+                if len(rounds) == 3:
+                    stop.set()
+                    break
+                while True:
+                    ws.recv(DEADLINE)
+            assert ws.state is minws.State.CLOSED
+        with pytest.raises(ValueError):
+            for ws in minws.reconnect(uri_of(server)):
+                with ws:
+                    raise ValueError('not a loss')
+        with pytest.raises(minws.ConnectionClosedError):
+            for ws in minws.reconnect(uri_of(server)):
+                with ws:
+                    raise minws.ConnectionClosedError(1006)     # of another connection: this one is open
+    assert rounds == ['1', '2', '3']
+
+
+def test_other_connections_tell_a_loss_when_they_are_iterated():
+    with serving(lambda ws: ws.close_connection()) as server:
+        with pytest.raises(minws.ConnectionClosedError):
+            list(minws.connect(uri_of(server)))
+
+
+def test_reconnect_logs_one_line_for_each_attempt(log):
+    with raw_server(replying([], b'HTTP/1.1 503 x\r\nContent-Length: 0\r\n\r\n'), connections=2) as uri:
+        for ws in minws.reconnect(uri, stop=Waiting(2), first_delay=0):
+            pass
+    lines = [record.getMessage() for record in log if record.levelno >= logging.INFO]
+    assert len(lines) == 2 and 'no connection' in lines[0] and '503' in lines[0] and 'connected' in lines[1]
+
+
+def test_reconnect_raises_what_a_certificate_says(tls):
+    import ssl
+    stop = Waiting(1)
+    with serving(echo, ssl=tls[0]) as server:
+        with pytest.raises(ssl.SSLError):
+            list(minws.reconnect(uri_of(server, scheme='wss', host='localhost'), stop=stop))
+    assert stop.waited == []
+
+
+def test_resolving_a_name_counts_against_the_deadline(connecting, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args: over.wait(DEADLINE) and [])
+    began = time.monotonic()
+    try:
+        if connecting is minws.connect:
+            with pytest.raises(TimeoutError):
+                minws.connect('ws://pi.local/', open_timeout=0.2)
+        else:
+            client = minws.WebSocketBaseClient('ws://pi.local/')
+            client.open_timeout = 0.2
+            with pytest.raises(TimeoutError):
+                client.connect()
+        assert time.monotonic() - began < DEADLINE / 2
+    finally:
+        over.set()
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == 'minws-resolver'])
+
+
+def test_a_name_without_addresses_is_an_os_error(connecting, monkeypatch):
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args: [])
+    with pytest.raises(OSError) as caught:
+        connecting('ws://pi.local/')
+    assert 'pi.local' in str(caught.value)
+
+
+def test_a_name_is_resolved_where_no_thread_can_be_started(connecting, monkeypatch):
+    monkeypatch.setattr(threading.Thread, 'start', mock.Mock(side_effect=RuntimeError))
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args: [])
+    with pytest.raises(OSError):
+        connecting('ws://pi.local/')
+
+
 def test_reconnect_raises_what_waiting_does_not_mend():
     with pytest.raises(ValueError):
         next(iter(minws.reconnect('http://x')))
@@ -9961,6 +10066,7 @@ def test_reconnect_begins_anew_after_a_connection_that_lasted():
 
 
 @pytest.mark.parametrize('status, permanent', [(401, True), (404, True), (200, True), (302, True), (426, True),
+                                               (403, True), (408, False), (425, False),
                                                (429, False), (500, False), (503, False)])
 def test_reconnect_raises_refusals_and_comes_back_after_other_answers(status, permanent):
     stop, answer = Waiting(2), b'HTTP/1.1 %d x\r\nContent-Length: 0\r\n\r\n' % status

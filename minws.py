@@ -46,11 +46,13 @@ __version__ = '1.0.0'
 __all__ = [
     'BinaryMessage', 'CLOSE_TIMEOUT', 'CloseControlMessage', 'ConcurrencyError', 'ConnectionClosed',
     'ConnectionClosedError', 'ConnectionClosedOK', 'DeflateFrame', 'EPollPoller', 'EchoWebSocket', 'Extension', 'Frame',
-    'FrameTooLargeException', 'HandshakeError', 'Headers', 'Heartbeat', 'InvalidBytesError', 'KQueuePoller', 'Message',
+    'FrameTooLargeException', 'HandshakeError', 'Headers', 'Heartbeat', 'InvalidBytesError', 'InvalidHandshake',
+    'InvalidHeader', 'InvalidHeaderFormat', 'InvalidHeaderValue', 'InvalidMessage', 'InvalidProxy', 'InvalidProxyStatus',
+    'InvalidStatus', 'InvalidStatusCode', 'InvalidURI', 'InvalidUpgrade', 'KQueuePoller', 'Message', 'NegotiationError',
     'OPCODE_BINARY', 'OPCODE_CLOSE', 'OPCODE_CONTINUATION', 'OPCODE_PING', 'OPCODE_PONG', 'OPCODE_TEXT',
-    'PerMessageDeflate', 'PingControlMessage', 'PollPoller', 'PongControlMessage', 'ProtocolException', 'Request',
-    'Response', 'ScriptedSocket', 'SelectPoller', 'Server', 'State', 'Stream', 'StreamClosed',
-    'TextFrameEncodingException', 'TextMessage', 'UnsupportedFrameTypeException', 'Utf8Validator', 'WebSocket',
+    'PayloadTooBig', 'PerMessageDeflate', 'PingControlMessage', 'PollPoller', 'PongControlMessage', 'ProtocolError',
+    'ProtocolException', 'ProxyError', 'Request', 'Response', 'ScriptedSocket', 'SecurityError', 'SelectPoller',
+    'Server', 'State', 'Stream', 'StreamClosed', 'TextFrameEncodingException', 'TextMessage', 'UnsupportedFrameTypeException', 'Utf8Validator', 'WebSocket',
     'WebSocketBaseClient', 'WebSocketClient', 'WebSocketException', 'WebSocketManager', 'WS_KEY', 'WS_VERSION',
     'accept', 'apply_mask', 'basic_auth', 'configure_logger', 'connect', 'format_addresses', 'pair', 'reconnect',
     'serve', 'unix_connect', 'unix_serve']
@@ -147,12 +149,57 @@ class StreamClosed(WebSocketException):
 class HandshakeError(WebSocketException):
     """The opening handshake failed: ``status`` and ``headers`` (pairs) are to be answered, with HTTP.
 
-    On a client ``response`` is the Response that was refused, or None.
+    On a client ``response`` is the Response that was refused, or None; status and headers are those of it.
     """
 
     def __init__(self, msg, status=400, headers=(), response=None):
         WebSocketException.__init__(self, msg)
         self.status, self.headers, self.response = status, headers, response
+        if response is not None:
+            self.status, self.headers = response.status_code, response.headers
+
+
+class InvalidURI(HandshakeError, ValueError):
+    """This is no URL of a WebSocket, or of a proxy."""
+
+
+class InvalidMessage(HandshakeError):
+    """What the server sent is no answer in HTTP, or it closed the connection instead of one."""
+
+
+class InvalidStatus(HandshakeError):
+    """The server answered with another status than 101: ``response`` has the headers, and a body of at most 64 KiB."""
+
+    def __init__(self, response):
+        said, plain = '', response.headers.get('Content-Type', '').startswith('text/plain')
+        if plain and response.body.strip():
+            said = ': ' + quote(response.body.decode('utf-8', 'replace').strip())
+        HandshakeError.__init__(self, 'the server answered %d %s%s' % (
+            response.status_code, quote(response.reason_phrase), said), response=response)
+        self.status_code = self.status
+
+
+class InvalidHeader(HandshakeError):
+    """The server answered with 101, but the headers that accept a WebSocket are missing or wrong."""
+
+
+class NegotiationError(HandshakeError):
+    """The server chose a subprotocol or extensions that were not offered."""
+
+
+class ProxyError(HandshakeError):
+    """The proxy did not connect us; ``response`` is its answer."""
+
+
+class SecurityError(HandshakeError):
+    """Going on would not be safe: a redirect that is not followed, or a certificate that is not the pinned one."""
+
+
+# the names that programs written for the library websockets catch
+InvalidHandshake, InvalidStatusCode = HandshakeError, InvalidStatus
+InvalidProxy, InvalidProxyStatus = InvalidURI, ProxyError
+InvalidUpgrade = InvalidHeaderFormat = InvalidHeaderValue = InvalidHeader
+ProtocolError, PayloadTooBig = ProtocolException, FrameTooLargeException
 
 
 class ConcurrencyError(WebSocketException):
@@ -1776,15 +1823,17 @@ def check_response(response, key, subprotocols=(), extensions=()):
     headers = response.headers
     chosen = headers.get('Sec-WebSocket-Protocol')
     if response.status_code != 101:
-        wrong = 'the server answered %d %s' % (response.status_code, quote(response.reason_phrase))
-    elif (headers.get('Upgrade', '').lower() != 'websocket' or not has_token(headers, 'Connection', 'upgrade')
-          or headers.get('Sec-WebSocket-Accept') != accept_key(key)):
-        wrong = 'the answer lacks Upgrade: websocket, Connection: Upgrade, or the right Sec-WebSocket-Accept'
-    elif chosen is not None and chosen not in subprotocols:
-        wrong = 'the server chose a subprotocol that was not offered'
-    else:
+        raise InvalidStatus(response)
+    if (headers.get('Upgrade', '').lower() != 'websocket' or not has_token(headers, 'Connection', 'upgrade')
+            or headers.get('Sec-WebSocket-Accept') != accept_key(key)):
+        raise InvalidHeader('the answer lacks Upgrade: websocket, Connection: Upgrade, or the right '
+                            'Sec-WebSocket-Accept', response=response)
+    if chosen is not None and chosen not in subprotocols:
+        raise NegotiationError('the server chose a subprotocol that was not offered', response=response)
+    try:
         return chosen, confirm_extensions(headers, extensions)
-    raise HandshakeError(wrong, response=response)
+    except HandshakeError as error:
+        raise NegotiationError(str(error), response=response)
 
 
 def percent_encoded(text):
@@ -1793,11 +1842,11 @@ def percent_encoded(text):
 
 
 def parse_uri(uri):
-    """Split a *uri* into (scheme, host, port, resource, (user, password) or None), RFC 6455 3; ValueError.
+    """Split a *uri* into (scheme, host, port, resource, (user, password) or None), RFC 6455 3; InvalidURI.
 
     With ws+unix the host is a path and the port None.
     """
-    wrong = ValueError('this is no ws://, wss:// or ws+unix:// URL without fragment and spaces: %s' % quote(uri))
+    wrong = InvalidURI('this is no ws://, wss:// or ws+unix:// URL without fragment and spaces: %s' % quote(uri))
     scheme, _, rest = uri.partition('://')
     scheme = scheme.lower()
     if not rest or scheme not in ('ws', 'wss', 'ws+unix', 'wss+unix') or '#' in uri or '\x7f' in uri or min(uri) <= ' ':
@@ -4112,6 +4161,8 @@ class WebSocket:
     close_timeout = CLOSE_TIMEOUT       # seconds; None: never
     max_queue = MAX_QUEUE
 
+    ends_quietly = False                # True: the loss of the connection only ends iteration, see reconnect()
+
     subprotocol = username = None
     path_args = {}
     _logger = None
@@ -4396,24 +4447,31 @@ class WebSocket:
         connection.driver.await_room()
 
     def __iter__(self):
-        """Iterate over messages until the connection is closed, with 1000, 1001 or no code; ConnectionClosedError."""
+        """Iterate over messages until the connection is closed, with 1000, 1001 or no code; ConnectionClosedError.
+
+        Where ``ends_quietly`` is true, as it is with reconnect(), every end of the connection only ends this.
+        """
         return self
 
     def __next__(self):
         """Return the next message, as recv() does."""
         try:
             return self.recv()
-        except ConnectionClosedOK:
-            raise StopIteration from None
+        except ConnectionClosed as error:
+            if self.ends_quietly or isinstance(error, ConnectionClosedOK):
+                raise StopIteration from None
+            raise
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
+        lost = self.ends_quietly and isinstance(error, ConnectionClosed) and self.state is not State.OPEN
         if kind is None or self._connection.state == DRAINING:
             self.close()
         else:
             self.close(1011 if issubclass(kind, Exception) else 1001)
+        return lost
 
 
 _PUBLIC_STATES = (State.CONNECTING, State.OPEN, State.CLOSING, State.CLOSING, State.CLOSED)
@@ -5933,12 +5991,42 @@ def unix_serve(handler, path=None, *, sock=None, **options):
 # The other role: a socket connected and secured, a request, its answer checked. connect() makes blocking connections,
 # the classes callback-driven ones.
 
+MAX_BODY = 64 << 10     # bytes of the body of a refusal: it is only an explanation
+BODY_TIMEOUT = 2        # seconds for them, for the same reason
+
+
+def resolve(host, port, due=FOREVER):
+    """Return what getaddrinfo() says of *host* (str) and *port*; OSError, and TimeoutError where *due* comes first."""
+    def look_up():
+        try:
+            # as bytes: str would need the codec idna, which a router's Python lacks
+            found.append(socket.getaddrinfo(host.encode('ascii'), port, 0, socket.SOCK_STREAM))
+        except Exception as error:
+            found.append(error)
+
+    found = []
+    if due == FOREVER or ':' in host or not host.strip(_DIGITS + '.'):      # an address needs no resolver
+        look_up()
+    else:
+        thread = threading.Thread(target=look_up, name='minws-resolver', daemon=True)   # there is no timeout for it
+        try:
+            thread.start()
+        except RuntimeError:        # the system has no more threads
+            look_up()
+        else:
+            thread.join(min(max(0, due - time.monotonic()), threading.TIMEOUT_MAX))
+    if not found:
+        raise TimeoutError('nobody knows an address of %s in time' % host)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    if not found[0]:
+        raise OSError(errno.EADDRNOTAVAIL, 'there is no address of %s' % host)
+    return found[0]
+
 
 def connect_socket(host, port, due=FOREVER, source_address=None):
     """Return a socket connected until *due* to *host* (str), any of its addresses; *port* None: to a unix socket."""
-    found = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, '', host)]
-    if port is not None:
-        found = socket.getaddrinfo(host.encode('ascii'), port, 0, socket.SOCK_STREAM)
+    found = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, '', host)] if port is None else resolve(host, port, due)
     for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found):
         try:
             with closing(socket.socket(family, kind, protocol)) as sock:
@@ -5959,7 +6047,7 @@ class ClientHandshake(Handshake):
     """A client's opening handshake on *sock*: ``response`` is what the server answers to *request* (bytes).
 
     *tunnel* is a request to a proxy that goes before it, *context* an SSLContext to verify *server_hostname* with. The
-    body of a *response* is at most 64 KiB of explanation; what came behind one with status 101 is in ``_data``.
+    body of a *response* is what explains a refusal; what came behind one with status 101 is in ``data``.
     """
     response = None
 
@@ -5979,8 +6067,8 @@ class ClientHandshake(Handshake):
             yield from self._exchange(self._tunnel, range(200, 300))
             response, self.response = self.response, None
             if not 200 <= response.status_code < 300 or self.data:
-                raise HandshakeError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
-                                     response=response)
+                raise ProxyError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
+                                 response=response)
         if self._context is not None:
             yield from self.shake_tls(self._context, server_hostname=self._server_hostname)
         yield from self._exchange(self._request, (101,))
@@ -5991,23 +6079,52 @@ class ClientHandshake(Handshake):
         for _ in range(8):      # answers with 1xx, of which a few are tolerated
             try:
                 head = yield from self.read_head()
+                response = parse_response(head)
             except EOFError:
-                raise HandshakeError('the server closed the connection before it answered')
-            response = parse_response(head)
+                raise InvalidMessage('the server closed the connection before it answered')
+            except HandshakeError as error:
+                raise InvalidMessage(str(error))
             if response.status_code == 101 or response.status_code >= 200:
                 break
         else:
-            raise HandshakeError('too many interim answers')
+            raise InvalidMessage('too many interim answers')
         self.response = response
         if response.status_code not in good:
-            length = response.headers.get('Content-Length', '')
-            wanted = min(65536, int(length)) if is_number(length) else 65536
-            try:
-                while len(self.data) < wanted:
+            response.body = yield from self._read_body(response)
+
+    def _read_body(self, response):
+        """Return the body that *response* says it has, or what has come of it in 2 s, RFC 9112 6.3 and 7.1."""
+        length, body = response.headers.get('Content-Length', ''), bytearray()
+        chunked = has_token(response.headers, 'Transfer-Encoding', 'chunked')
+        left = 0 if chunked or response.status_code in (204, 304) else int(length) if is_number(length) else MAX_BODY
+        self.due = self.deadline = min(self.due, due_in(BODY_TIMEOUT))
+        try:
+            while len(body) < MAX_BODY:
+                if chunked and not left:
+                    left = yield from self._read_chunk_size()
+                if not left:
+                    break
+                if not self.data:
                     yield from self.receive()
-            except (OSError, EOFError):     # what has come must do
-                pass
-            response.body = bytes(self.data[:wanted])
+                piece = self.data[:min(left, MAX_BODY - len(body))]
+                del self.data[:len(piece)]
+                body += piece
+                left -= len(piece)
+        except (OSError, EOFError):     # what has come must do
+            pass
+        return bytes(body)
+
+    def _read_chunk_size(self):
+        """Return the number at the head of the next chunk; EOFError if there is none."""
+        while b'\n' not in self.data[2:]:       # the first two bytes may end the chunk before
+            yield from self.receive()
+            if len(self.data) > MAX_LINE + READ_SIZE:
+                raise EOFError('a chunk without an end')
+        line, _, self.data = self.data.lstrip(b'\r\n').partition(b'\n')
+        size = line.partition(b';')[0].strip(b' \t\r').decode('latin-1')
+        if not 0 < len(size) <= 8 or size.strip(_HEX_DIGITS):
+            raise EOFError('malformed chunk')
+        return int(size, 16)
 
     def tick(self, now):
         """The time is over."""
@@ -6164,7 +6281,9 @@ class WebSocketBaseClient(WebSocket):
     def process_response_line(self, response_line):
         """Raise HandshakeError unless *response_line* (bytes) has the status 101."""
         if response_line.split(b' ', 2)[1:2] != [b'101']:
-            raise HandshakeError('the server answered %s' % quote(response_line), response=self.response)
+            if self.response is not None:
+                raise InvalidStatus(self.response)
+            raise HandshakeError('the server answered %s' % quote(response_line))
 
     def process_handshake_header(self, headers):
         """Check the header lines (bytes) of the answer; return (subprotocols, extensions), two lists."""
@@ -6240,7 +6359,7 @@ def redirected(uri, response):
     except ValueError:
         kind = None
     if kind != 'wss' and (kind != 'ws' or scheme == 'wss'):
-        raise HandshakeError('redirected to %s: refused' % quote(target), response=response)
+        raise SecurityError('redirected to %s: refused' % quote(target), response=response)
     return target
 
 
@@ -6254,7 +6373,8 @@ def connect(uri, *, redirects=0, headers=None, auth=None, **options):
     connected socket. *redirects* (at most 5) are followed, never from wss to ws, nor with credentials to another
     origin. *open_timeout* is for all of it; the other options are those of serve().
 
-    ValueError or TypeError before anything is sent; HandshakeError, with the ``response``; OSError, TimeoutError.
+    ValueError or TypeError before anything is sent; HandshakeError, with the ``response`` (its body of at most 64 KiB),
+    and by its subclasses the reason: see InvalidStatus, InvalidMessage and the others; OSError, TimeoutError.
     """
     expect(0 <= redirects <= 5, '0 to 5 redirects are followed', redirects, ValueError)
     headers, auth = Headers(headers), auth or parse_uri(uri)[4]
@@ -6296,8 +6416,8 @@ def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers
         websocket.response = handshake.response
         be_client(websocket, *chosen)
         opened(websocket, handshake)
-    block(inside(websocket), websocket)
-    return websocket
+        block(inside(websocket), websocket)
+        return websocket
 
 
 def unix_connect(path, uri='ws://localhost/', **options):
@@ -6307,24 +6427,35 @@ def unix_connect(path, uri='ws://localhost/', **options):
 
 
 def reconnect(uri, *, first_delay=5, max_delay=60, stop=None, **options):
-    """Yield connections to *uri*, a fresh one when the last is done with: ``for ws in reconnect(uri): ...``.
+    """Yield connections to *uri*, a fresh one when the last is done with.
+
+        for ws in reconnect(uri):
+            with ws:
+                for message in ws:
+                    ws.send(answer(message))
+
+    However a connection ends, iterating over it just ends, so that the outer loop goes on. recv() and send() raise
+    ConnectionClosed as ever: what comes out of a generator's loop cannot be caught by the generator, but ``with ws``
+    catches it, if it is that connection which is closed. Who only reads needs no ``with``.
 
     Before the next it waits: a random time up to *first_delay* seconds (RFC 6455 7.2.3), then twice as long each time,
-    up to *max_delay*, until *stop*, a threading.Event, is set. What waiting does not mend is raised: bad arguments, an
-    answer that is neither 101 nor 5xx nor 429.
+    up to *max_delay*, until *stop*, a threading.Event, is set. What waiting does not mend is raised: bad arguments, a
+    certificate that is not trusted, an answer that is neither 101 nor 408, 425, 429 or 5xx. Each attempt is one INFO
+    line, of *logger* or the logger 'minws'; the deadline *open_timeout* of each includes resolving the name.
     """
-    stop = stop or threading.Event()
+    stop, logger, host = stop or threading.Event(), options.get('logger') or default_logger(), parse_uri(uri)[1]
     delay = first_delay
     while not stop.is_set():
         began = time.monotonic()
         try:
             websocket = connect(uri, **options)
         except (HandshakeError, OSError) as error:
-            status = error.response.status_code if getattr(error, 'response', None) is not None else 500
-            if status < 500 and status != 429:
+            if is_permanent(error):
                 raise
-            default_logger().info('no connection to %s: %s', quote(parse_uri(uri)[1]), quote(str(error)))
+            logger.info('no connection to %s: %s', quote(host), quote(str(error) or type(error).__name__))
         else:
+            logger.info('connected to %s', quote(host))
+            websocket.ends_quietly = True
             try:
                 yield websocket
             finally:
@@ -6334,3 +6465,12 @@ def reconnect(uri, *, first_delay=5, max_delay=60, stop=None, **options):
         jitter = int.from_bytes(os.urandom(4), 'big') / (1 << 32)
         stop.wait(delay * (jitter if delay == first_delay else 0.5 + jitter / 2))
         delay = min(max_delay, max(delay, 0.5) * 2)
+
+
+def is_permanent(error):
+    """Tell whether *error*, of connect(), will be the same next time."""
+    response = getattr(error, 'response', None)
+    if response is not None:
+        return response.status_code < 500 and response.status_code not in (408, 425, 429)
+    return (isinstance(error, (InvalidURI, SecurityError))
+            or getattr(error, 'reason', None) == 'CERTIFICATE_VERIFY_FAILED')     # of an ssl.SSLError

@@ -12451,6 +12451,108 @@ def test_a_refused_handshake_has_the_response_and_redirects_are_not_followed(ans
     assert response.body == body and str(status) in str(caught.value) and len(requests) == 1
 
 
+CHUNKED = b'Transfer-Encoding: chunked\r\n\r\n'
+
+
+@pytest.mark.parametrize('answer, body', [
+    (b'HTTP/1.1 403 No\r\n' + CHUNKED + b'5\r\nsorry\r\n0\r\n\r\n', b'sorry'),
+    (b'HTTP/1.1 403 No\r\n' + CHUNKED + b'2;x=y\r\nso\r\n3 \r\nrry\r\n0\r\nX: y\r\n\r\n', b'sorry'),
+    (b'HTTP/1.1 403 No\r\n' + CHUNKED + b'5\r\n\r\n\r\n\n\r\nA\r\n0123456789\r\n0\r\n', b'\r\n\r\n\n0123456789'),
+    (b'HTTP/1.1 403 No\r\n' + CHUNKED + b'5\r\nsorry\r\n-1\r\n', b'sorry'),
+    (b'HTTP/1.1 403 No\r\n' + CHUNKED + b'5\r\nsorry\r\nfffffffff\r\n', b'sorry'),
+    (b'HTTP/1.1 403 No\r\n' + CHUNKED + b'x\r\n', b''),
+    (b'HTTP/1.1 403 No\r\n' + CHUNKED + b'ffff\r\n' + b'a' * 65535 + b'\r\nff\r\n' + b'b' * 255, b'a' * 65535 + b'b'),
+    (b'HTTP/1.1 403 No\r\nContent-Length: 5\r\n' + CHUNKED + b'2\r\nso\r\n0\r\n\r\n', b'so'),
+    (b'HTTP/1.1 403 No\r\nContent-Length: 99999\r\n\r\n' + b'a' * 66000, b'a' * 65536),
+    (b'HTTP/1.1 204 No\r\n\r\n', b''), (b'HTTP/1.1 304 No\r\nContent-Length: 5\r\n\r\n', b'')], ids=readable)
+@pytest.mark.parametrize('whole', [True, False], ids=['whole', 'in-pieces'])
+def test_the_body_of_a_refusal_ends_where_it_says_though_the_connection_goes_on(answer, body, whole, connecting):
+    def script(peer, head):
+        for piece in [answer] if whole else [answer[i:i + 1] for i in range(300)] + [answer[300:]]:
+            peer.write(piece)
+        with contextlib.suppress(OSError):
+            peer.read_to_end()
+
+    with raw_server(script) as uri:
+        began = time.monotonic()
+        with pytest.raises(minws.InvalidStatus) as caught:
+            connecting(uri)
+        assert time.monotonic() - began < minws.BODY_TIMEOUT
+    assert caught.value.response.body == body and caught.value.status == int(answer[9:12])
+
+
+def test_the_body_of_a_refusal_that_does_not_end_is_waited_for_a_little(connecting, monkeypatch):
+    monkeypatch.setattr(minws, 'BODY_TIMEOUT', 0.2)
+
+    def script(peer, head):
+        peer.write(b'HTTP/1.1 500 No\r\n\r\nwhat we know')
+        peer.read_to_end()
+
+    with raw_server(script) as uri:
+        began = time.monotonic()
+        with pytest.raises(minws.InvalidStatus) as caught:
+            connecting(uri)
+        assert time.monotonic() - began < minws.OPEN_TIMEOUT / 2
+    assert caught.value.response.body == b'what we know'
+
+
+def test_an_endless_line_of_a_chunk_is_cut():
+    def script(peer, head):
+        peer.write(b'HTTP/1.1 500 No\r\n' + CHUNKED)
+        with contextlib.suppress(OSError):
+            while True:
+                peer.write(b'1' * 10000)
+
+    with raw_server(script) as uri:
+        with pytest.raises(minws.InvalidStatus):
+            minws.connect(uri)
+
+
+@pytest.mark.parametrize('answer, kind', [
+    (b'HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n', 'InvalidStatus'), (b'', 'InvalidMessage'),
+    (b'SSH-2.0-x\r\n\r\n', 'InvalidMessage'), (b'HTTP/1.1 x\r\n\r\n', 'InvalidMessage'),
+    (b'HTTP/1.1 101 x\r\n\r\n', 'InvalidHeader'), ((b'101', b'100'), 'InvalidMessage'),
+    ((b'\r\n\r\n', b'\r\nSec-WebSocket-Protocol: c\r\n\r\n'), 'NegotiationError'),
+    ((b'\r\n\r\n', b'\r\nSec-WebSocket-Extensions: c\r\n\r\n'), 'NegotiationError'),
+    ((b'\r\n\r\n', b'\r\nSec-WebSocket-Extensions: =\r\n\r\n'), 'NegotiationError')], ids=readable)
+def test_each_failure_has_an_exception_of_its_own_under_one_tree(answer, kind, connecting):
+    def script(peer, head):
+        peer.write(answer if isinstance(answer, bytes) else accepted(head).replace(*answer))
+
+    with raw_server(script) as uri:
+        with pytest.raises(getattr(minws, kind)) as caught:
+            connecting(uri)
+    assert type(caught.value).__name__ == kind and isinstance(caught.value, minws.InvalidHandshake)
+    assert isinstance(caught.value, minws.HandshakeError) and isinstance(caught.value, minws.WebSocketException)
+    assert (caught.value.response is None) is (kind == 'InvalidMessage')
+
+
+def test_the_names_that_programs_for_websockets_catch():
+    for name in ('InvalidHandshake InvalidStatus InvalidStatusCode InvalidHeader InvalidHeaderFormat InvalidHeaderValue '
+                 'InvalidMessage InvalidProxy InvalidProxyStatus InvalidURI InvalidUpgrade NegotiationError ProxyError '
+                 'SecurityError').split():
+        assert name in minws.__all__ and issubclass(getattr(minws, name), minws.HandshakeError)
+    assert issubclass(minws.InvalidURI, ValueError) and issubclass(minws.InvalidProxy, ValueError)
+    assert issubclass(minws.ProtocolException, minws.ProtocolError)
+    assert issubclass(minws.FrameTooLargeException, minws.PayloadTooBig)
+    with pytest.raises(minws.InvalidURI):
+        minws.connect('http://x/')
+
+
+def test_a_refusal_says_what_the_server_says(connecting):
+    with serving(echo, origins=['http://a']) as server:
+        with pytest.raises(minws.InvalidStatus) as caught:
+            connecting(uri_of(server))
+    error = caught.value
+    assert (error.status, error.status_code, error.response.status_code) == (403, 403, 403)
+    assert error.headers['Content-Type'].startswith('text/plain') and b'origins=' in error.response.body
+    assert '403' in str(error) and 'origins=' in str(error), 'a plain text is shown at once'
+    page = minws.Response(403, None, {'Content-Type': 'text/html'}, b'<p>')
+    assert '<p>' not in str(minws.InvalidStatus(page)), 'a page is not'
+    escaped = minws.Response(403, '\x1b[', {'Content-Type': 'text/plain'}, b'\x1b[2J\xff' + b'x' * 1000)
+    assert '\x1b' not in str(minws.InvalidStatus(escaped)) and len(str(minws.InvalidStatus(escaped))) < 300
+
+
 def test_connect_tries_every_address(monkeypatch):
     dead = socket.socket()
     dead.bind(('127.0.0.1', 0))
@@ -12604,6 +12706,23 @@ def test_V39_redirects_are_followed_on_request_and_keep_credentials_within_the_o
     assert keys[0] != keys[1]
 
 
+def test_a_redirect_with_a_chunked_body_is_followed_at_once():
+    requests = []
+
+    def script(peer, request):
+        requests.append(request)
+        if len(requests) > 1:
+            return answering([])(peer, request)
+        peer.write(redirect('/two').replace(b'Content-Length: 0\r\n\r\n', CHUNKED) + b'4\r\nhere\r\n0\r\n\r\n')
+        peer.read_to_end()
+
+    with raw_server(script, connections=2) as uri:
+        began = time.monotonic()
+        minws.connect(uri, redirects=1).close()
+        assert time.monotonic() - began < minws.BODY_TIMEOUT
+    assert [head.split(b' ')[1] for head in requests] == [b'/', b'/two']
+
+
 @pytest.mark.parametrize('options', [{'headers': SECRETS}, {'auth': ('pi', 'rasp')}, {}],
                          ids=['headers', 'auth', 'url'])
 def test_V39_credentials_do_not_cross_origins(options):
@@ -12687,6 +12806,111 @@ def test_reconnect_gives_fresh_connections():
     assert got == ['1', '2', '3']
 
 
+def vanishing(made, count, ending):
+    """A handler of *count* connections, each of which sends its number and then ends by *ending*; then a normal one."""
+    def handler(ws):
+        made.append(ws)
+        ws.send('%d' % len(made))
+        if len(made) <= count:
+            ending(ws)
+        else:
+            list(ws)
+    return handler
+
+
+@pytest.mark.parametrize('ending', [lambda ws: ws.close_connection(), lambda ws: ws.close(1011), lambda ws: ws.close(4000),
+                                    lambda ws: ws.close(1000)], ids=['cut', '1011', '4000', '1000'])
+def test_the_obvious_loop_goes_on_after_a_loss(ending):
+    made, got, stop = [], [], threading.Event()
+    with serving(vanishing(made, 2, ending)) as server:
+        for ws in minws.reconnect(uri_of(server), first_delay=0.01, max_delay=0.02, stop=stop):
+            for message in ws:
+                got.append(message)
+                if message == '3':
+                    stop.set()
+                    ws.close()
+    assert got == ['1', '2', '3']
+
+
+def test_the_loop_that_sends_goes_on_after_a_loss_inside_with():
+    rounds, stop = [], threading.Event()
+    with serving(vanishing([], 2, lambda ws: ws.close_connection())) as server:
+        for ws in minws.reconnect(uri_of(server), first_delay=0.01, max_delay=0.02, stop=stop):
+            with ws:
+                rounds.append(ws.recv(DEADLINE))
+                if len(rounds) == 3:
+                    stop.set()
+                    break
+                while True:
+                    ws.recv(DEADLINE)
+            assert ws.state is minws.State.CLOSED
+        with pytest.raises(ValueError):
+            for ws in minws.reconnect(uri_of(server)):
+                with ws:
+                    raise ValueError('not a loss')
+        with pytest.raises(minws.ConnectionClosedError):
+            for ws in minws.reconnect(uri_of(server)):
+                with ws:
+                    raise minws.ConnectionClosedError(1006)     # of another connection: this one is open
+    assert rounds == ['1', '2', '3']
+
+
+def test_other_connections_tell_a_loss_when_they_are_iterated():
+    with serving(lambda ws: ws.close_connection()) as server:
+        with pytest.raises(minws.ConnectionClosedError):
+            list(minws.connect(uri_of(server)))
+
+
+def test_reconnect_logs_one_line_for_each_attempt(log):
+    with raw_server(replying([], b'HTTP/1.1 503 x\r\nContent-Length: 0\r\n\r\n'), connections=2) as uri:
+        for ws in minws.reconnect(uri, stop=Waiting(2), first_delay=0):
+            pass
+    lines = [record.getMessage() for record in log if record.levelno >= logging.INFO]
+    assert len(lines) == 2 and 'no connection' in lines[0] and '503' in lines[0] and 'connected' in lines[1]
+
+
+def test_reconnect_raises_what_a_certificate_says(tls):
+    import ssl
+    stop = Waiting(1)
+    with serving(echo, ssl=tls[0]) as server:
+        with pytest.raises(ssl.SSLError):
+            list(minws.reconnect(uri_of(server, scheme='wss', host='localhost'), stop=stop))
+    assert stop.waited == []
+
+
+def test_resolving_a_name_counts_against_the_deadline(connecting, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args: over.wait(DEADLINE) and [])
+    began = time.monotonic()
+    try:
+        if connecting is minws.connect:
+            with pytest.raises(TimeoutError):
+                minws.connect('ws://pi.local/', open_timeout=0.2)
+        else:
+            client = minws.WebSocketBaseClient('ws://pi.local/')
+            client.open_timeout = 0.2
+            with pytest.raises(TimeoutError):
+                client.connect()
+        assert time.monotonic() - began < DEADLINE / 2
+    finally:
+        over.set()
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == 'minws-resolver'])
+
+
+def test_a_name_without_addresses_is_an_os_error(connecting, monkeypatch):
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args: [])
+    with pytest.raises(OSError) as caught:
+        connecting('ws://pi.local/')
+    assert 'pi.local' in str(caught.value)
+
+
+def test_a_name_is_resolved_where_no_thread_can_be_started(connecting, monkeypatch):
+    monkeypatch.setattr(threading.Thread, 'start', mock.Mock(side_effect=RuntimeError))
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args: [])
+    with pytest.raises(OSError):
+        connecting('ws://pi.local/')
+
+
 def test_reconnect_raises_what_waiting_does_not_mend():
     with pytest.raises(ValueError):
         next(iter(minws.reconnect('http://x')))
@@ -12758,6 +12982,7 @@ def test_reconnect_begins_anew_after_a_connection_that_lasted():
 
 
 @pytest.mark.parametrize('status, permanent', [(401, True), (404, True), (200, True), (302, True), (426, True),
+                                               (403, True), (408, False), (425, False),
                                                (429, False), (500, False), (503, False)])
 def test_reconnect_raises_refusals_and_comes_back_after_other_answers(status, permanent):
     stop, answer = Waiting(2), b'HTTP/1.1 %d x\r\nContent-Length: 0\r\n\r\n' % status

@@ -5556,9 +5556,9 @@ class Cutting(minws.Extension):
 
     def encode(self, frame):
         if self.websocket is not None:
-            thread = threading.Thread(target=self.websocket.close_connection)
-            thread.start()
-            thread.join(0.3)        # it may have to wait for us
+            self.thread = threading.Thread(target=self.websocket.close_connection)
+            self.thread.start()
+            self.thread.join(0.3)       # it may have to wait for us
         return frame
 
 
@@ -5571,6 +5571,7 @@ def test_close_connection_while_a_message_is_sent_beside_run(ends, send):
         wait_until(lambda: ws.state is minws.State.OPEN and getattr(ws, 'messages', None))
         ws.extensions[0].websocket = ws
         suppressed(within, send, ws)
+        ws.extensions[0].thread.join(DEADLINE)
         with pytest.raises(minws.ConnectionClosed):
             ws.send('y')
         wait_until(lambda: ws.closings)

@@ -6187,12 +6187,41 @@ def new_key():
     return binascii.b2a_base64(os.urandom(16))[:-1].decode()
 
 
+def tls_context(*, ca_certs=None, cafile=None, capath=None, cadata=None, certfile=None, keyfile=None, password=None,
+                cert_reqs=None, ssl_version=None, ciphers=None, do_handshake_on_connect=None,
+                suppress_ragged_eofs=None):
+    """Return an SSLContext for a client by the options that ssl.wrap_socket() had; the last two mean nothing here.
+
+    It verifies certificates and names with *ca_certs* (or cafile, capath, cadata; None: those of the system), unless
+    *cert_reqs* is ssl.CERT_NONE. *ssl_version* is one of ssl.PROTOCOL_...
+    """
+    import ssl
+    context = ssl.create_default_context(cafile=ca_certs or cafile, capath=capath, cadata=cadata)
+    if ssl_version is not None:
+        name = 'TLSv1_2' if ssl_version == getattr(ssl, 'PROTOCOL_TLSv1_2', None) else None
+        modern = (ssl.PROTOCOL_TLS, getattr(ssl, 'PROTOCOL_TLS_CLIENT', None))
+        expect(name or ssl_version in modern, 'ssl_version is ssl.PROTOCOL_TLS, or PROTOCOL_TLSv1_2', ssl_version,
+               ValueError)
+        if name and hasattr(ssl, 'TLSVersion'):
+            context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+        elif name:      # Python 3.6
+            context.options |= getattr(ssl, 'OP_NO_TLSv1_3', 0) | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    if cert_reqs is not None:
+        context.check_hostname = cert_reqs != ssl.CERT_NONE
+        context.verify_mode = cert_reqs
+    if ciphers is not None:
+        context.set_ciphers(ciphers)
+    if certfile is not None:
+        context.load_cert_chain(certfile, keyfile, password)
+    return context
+
+
 class WebSocketBaseClient(WebSocket):
     """A client driven by callbacks: ws://, wss:// or ws+unix:// *url*. ValueError for a bad URL or header.
 
     ``connect()`` blocks until the handshake is done and calls ``handshake_ok()``, to be overridden: give it to a
-    manager there, or call run() in a thread. *ssl_options*: ``cafile capath cadata certfile keyfile password`` of a
-    context that verifies, or ``context``, one of your own. *headers* are extra ones, *exclude_headers* names to leave
+    manager there, or call run() in a thread. *ssl_options* are those of tls_context(), which verifies unless
+    ``cert_reqs`` says otherwise, or ``context``, one of your own. *headers* are extra ones, *exclude_headers* names to leave
     out. ``ws+unix`` requests '/', unless ``resource`` is set before connecting.
     """
     open_timeout = OPEN_TIMEOUT
@@ -6235,8 +6264,10 @@ class WebSocketBaseClient(WebSocket):
         return build_head('GET %s HTTP/1.1' % check_field(self.resource, 'resource'), Headers(self.handshake_headers))
 
     def connect(self):
-        """Connect and shake hands, in open_timeout. HandshakeError, OSError, TimeoutError."""
+        """Connect and shake hands, in open_timeout, once. HandshakeError, OSError, TimeoutError; RuntimeError later."""
         connection = inside(self)
+        if connection.state != CONNECTING or connection.sock is None or self._handshake is not None:
+            raise RuntimeError('this client has been connected, or closed: make a new one for another connection')
         connection.close_socket()   # it was of one family; the host may have addresses of another
         self._handshake = handshake = client_handshake(
             self.handshake_request, self.scheme, self.unix_socket_path or self.host, self.port,
@@ -6269,14 +6300,7 @@ class WebSocketBaseClient(WebSocket):
         if not self.scheme.startswith('wss'):
             return None
         options = dict(self.ssl_options)
-        context = options.pop('context', None)
-        if context is None:
-            from ssl import create_default_context
-            context = create_default_context(
-                **{name: options.pop(name, None) for name in ('cafile', 'capath', 'cadata')})
-            if options:
-                context.load_cert_chain(**options)
-        return context
+        return options.pop('context', None) or tls_context(**options)
 
     def process_response_line(self, response_line):
         """Raise HandshakeError unless *response_line* (bytes) has the status 101."""
@@ -6363,7 +6387,7 @@ def redirected(uri, response):
     return target
 
 
-def connect(uri, *, redirects=0, headers=None, auth=None, **options):
+def connect(uri, *, redirects=0, headers=None, additional_headers=None, auth=None, **options):
     """Connect to *uri* and return a blocking WebSocket: a context manager that closes it.
 
     *subprotocols* are names; *headers* extra ones, which replace ours, *exclude_headers* names to leave out; *origin*, *user_agent* (None:
@@ -6373,11 +6397,17 @@ def connect(uri, *, redirects=0, headers=None, auth=None, **options):
     connected socket. *redirects* (at most 5) are followed, never from wss to ws, nor with credentials to another
     origin. *open_timeout* is for all of it; the other options are those of serve().
 
+    *additional_headers* and *user_agent_header* are other names of *headers* and *user_agent*.
+
     ValueError or TypeError before anything is sent; HandshakeError, with the ``response`` (its body of at most 64 KiB),
     and by its subclasses the reason: see InvalidStatus, InvalidMessage and the others; OSError, TimeoutError.
     """
     expect(0 <= redirects <= 5, '0 to 5 redirects are followed', redirects, ValueError)
-    headers, auth = Headers(headers), auth or parse_uri(uri)[4]
+    expect(headers is None or additional_headers is None, 'headers and additional_headers are one thing: give one of them',
+           additional_headers)
+    headers, auth = Headers(additional_headers if headers is None else headers), auth or parse_uri(uri)[4]
+    if 'user_agent_header' in options:
+        options['user_agent'] = options.pop('user_agent_header')
     due = due_in(options.get('open_timeout', OPEN_TIMEOUT))
     while True:
         try:

@@ -12172,6 +12172,37 @@ def test_client_checks_the_response_by_its_two_methods():
     client.terminate()
 
 
+def test_a_second_connect_is_a_clear_error():
+    with serving(echo) as server:
+        client = recorder(minws.WebSocketClient)(uri_of(server))
+        client.connect()
+        with pytest.raises(RuntimeError) as caught:
+            client.connect()
+        assert 'new one' in str(caught.value) and client.state is minws.State.OPEN
+        client.close()
+        client.run_forever()
+        with pytest.raises(RuntimeError):
+            client.connect()
+
+
+def test_ssl_options_take_the_keys_of_wrap_socket(tls, certificate):
+    import ssl
+    with serving(echo, ssl=tls[0]) as server:
+        for options in ({'ca_certs': certificate[0], 'cert_reqs': ssl.CERT_REQUIRED}, {'cert_reqs': ssl.CERT_NONE},
+                        {'ca_certs': certificate[0], 'ssl_version': ssl.PROTOCOL_TLSv1_2, 'ciphers': 'ECDHE+AESGCM',
+                         'certfile': certificate[0], 'keyfile': certificate[1], 'do_handshake_on_connect': True}):
+            client = minws.WebSocketClient(uri_of(server, scheme='wss', host='localhost'), ssl_options=options)
+            client.connect()
+            assert 'ssl_version' not in options or client.sock.version() == 'TLSv1.2'
+            client.close()
+            client.run_forever()
+        for options in ({}, {'cert_reqs': ssl.CERT_REQUIRED}, {'cert_reqs': ssl.CERT_OPTIONAL}):
+            with pytest.raises(ssl.SSLError):
+                minws.WebSocketClient(uri_of(server, scheme='wss', host='localhost'), ssl_options=options).connect()
+        with pytest.raises(TypeError):
+            minws.WebSocketClient(uri_of(server, scheme='wss'), ssl_options={'ca_cert': 'x'}).connect()
+
+
 def test_client_of_ones_own_key_and_resource():
     def script(peer, head):
         assert head.startswith(b'GET /own HTTP/1.1\r\n')
@@ -12346,6 +12377,8 @@ def test_connect_is_a_context_manager_that_says_how_it_was_left(error, code):
     ({'headers': [('X-A', '1'), ('X-A', '2')]}, ['X-A: 1', 'X-A: 2'], []),
     ({'headers': minws.Headers([('Cookie', 'a=b')])}, ['Cookie: a=b'], []),
     ({'exclude_headers': ['user-AGENT']}, ['Upgrade: websocket'], ['User-Agent']),
+    ({'additional_headers': {'X-Mine': 'yes'}, 'user_agent_header': None}, ['X-Mine: yes'], ['User-Agent']),
+    ({'user_agent_header': 'mine/3'}, ['User-Agent: mine/3'], []),
     ({'user_agent': 'mine/1'}, ['User-Agent: mine/1'], []), ({'user_agent': None}, [], ['User-Agent']),
     ({'origin': 'http://a.example'}, ['Origin: http://a.example'], []),
     ({'headers': {'origin': 'http://b'}, 'origin': 'http://a'}, ['origin: http://b'], ['Origin']),

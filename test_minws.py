@@ -4019,8 +4019,8 @@ class Viewer(logging.Handler):
         self.server = server
         self.drops, self.returned = [], []
 
-    def createLock(self):
-        self.lock = None        # the only locks are those of the library
+    def handle(self, record):       # without the handler's own lock: the only ones are those of the library
+        self.emit(record)
 
     def emit(self, record):
         if 'dropped' not in record.getMessage():
@@ -4384,7 +4384,7 @@ def test_a_slow_peer_gets_fresh_readings_and_a_fast_one_gets_all(streaming, comp
 
 
 @pytest.mark.parametrize('size, count, most', [
-    (16 * KIB, 300, 3 * MIB), (1, 6000, MIB), pytest.param(1024, 100000, 4 * MIB, marks=pytest.mark.slow)])
+    (16 * KIB, 300, 3 * MIB), (1, 4000, 768 * KIB), pytest.param(1024, 100000, 4 * MIB, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('how', ['send', 'broadcast'])
 def test_keyed_values_are_bounded_in_number_and_bytes(style, how, size, count, most):
     """Those that wait for a peer that answers no pings, and those that Server.last() keeps."""
@@ -4721,7 +4721,8 @@ def test_messages_that_wait_for_their_turn_are_bounded():
 
 
 @pytest.mark.parametrize('end', ['close', 'reset', 'abort'])
-def test_a_sender_that_waits_for_its_turn_ends_with_the_connection(style, end):
+def test_a_sender_that_waits_for_its_turn_ends_with_the_connection(style, end, monkeypatch):
+    monkeypatch.setattr(minws, 'DRAIN_TIMEOUT', 0.1)
     text = Stepwise('a', 'b', 'c')
     with serving_idle(style) as server:
         peer = shake(server.port)

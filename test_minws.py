@@ -761,10 +761,10 @@ def arrived(peer):
 
 
 def flood(peer, first, payload, most=64 << 20):
-    """Send until it would block for half a second, or *most* bytes are gone; return how many messages were sent."""
+    """Send until it would block for a while, or *most* bytes are gone; return how many messages were sent."""
     data = from_client(first, payload)
     count, view = 0, memoryview(data)
-    peer.sock.settimeout(0.5)
+    peer.sock.settimeout(0.2)
     try:
         while count * len(data) < most:
             view = view[peer.sock.send(view):]
@@ -1239,6 +1239,21 @@ def the_keeper():
     """The one thread that stays, with its descriptors, is there before the first test counts."""
     for ws in minws.pair():
         ws.terminate()
+
+
+@pytest.fixture(scope='session')
+def short_turns():
+    """Whoever is looked at in turns is looked at more often than in programs; yields how often it is there."""
+    before, minws.TURN = minws.TURN, 0.03
+    yield before
+    minws.TURN = before
+
+
+@pytest.fixture(autouse=True)
+def slow_tests_have_time(request, short_turns, monkeypatch):
+    """The slow ones keep the turns that programs have."""
+    if request.node.get_closest_marker('slow'):
+        monkeypatch.setattr(minws, 'TURN', short_turns)
 
 
 @pytest.fixture(autouse=True)
@@ -2607,13 +2622,13 @@ def test_V02_limit_is_for_the_message():
 @pytest.mark.parametrize('fragment', [wire_of([b'\x00\x01x']), wire_of([b'\x00\x00'])], ids=['1-byte', '0-byte'])
 def test_V04_tiny_fragments_are_counted(fragment):
     for plain in (False, True):
-        stream = make_stream(plain=plain)
+        stream = make_stream(plain=plain, max_size=minws.MAX_SIZE // 4)
         ends = []
 
         def flood():
             stream.receive(wire_of([b'\x01\x01x']))
-            ends.extend(feed(stream, fragment * 4096, 245))
-        assert peak_of(flood) < minws.MAX_SIZE + (256 << 10)
+            ends.extend(feed(stream, fragment * 1024, 245))
+        assert peak_of(flood) < minws.MAX_SIZE // 4 + 256 * KIB
         error, = ends
         assert error.code in (1008, 1009)
 
@@ -2628,7 +2643,7 @@ def test_V04_fragments_of_small_limits():
 
 @pytest.mark.parametrize('opcode', [0x01, 0x02], ids=['text', 'binary'])
 def test_V05_tiny_reads_of_one_frame_weigh_what_they_carry(opcode):
-    size = 64 << 10
+    size = 32 * KIB
     stream = minws.Stream()
     assert stream.receive(from_client(opcode | 0x80, b'x' * size)[:14]) == []
     assert peak_of(lambda: feed(stream, b'xx', size // 2 - 1)) < 1.5 * size
@@ -3922,7 +3937,7 @@ def test_V11_a_direct_send_in_callbacks_drops_a_peer_that_never_reads():
 
 
 def test_F11_a_blocking_send_waits_and_gives_up_at_the_write_timeout(monkeypatch):
-    monkeypatch.setattr(minws, 'WRITE_TIMEOUT', 0.5)
+    monkeypatch.setattr(minws, 'WRITE_TIMEOUT', 0.2)
     outcome, most = [], []
 
     def handler(ws):
@@ -4050,8 +4065,8 @@ class Viewer(logging.Handler):
         self.server = server
         self.drops, self.returned = [], []
 
-    def createLock(self):
-        self.lock = None        # the only locks are those of the library
+    def handle(self, record):       # without the handler's own lock: the only ones are those of the library
+        self.emit(record)
 
     def emit(self, record):
         if 'dropped' not in record.getMessage():
@@ -4076,7 +4091,7 @@ def test_no_lock_is_held_while_a_logger_runs(cause, monkeypatch):
     monkeypatch.setattr(minws, 'WRITE_TIMEOUT', 0.3 if cause == 'stall' else 30)
     with serving_idle('callback', sock=listener_with(4 * KIB)) as server:
         stuck, bystander = never_reading(server.port), shake(server.port)
-        ws = connection_at(server, stuck)
+        ws, _ = connection_at(server, stuck), connection_at(server, bystander)
         viewer = Viewer(server)
         logging.getLogger('minws').addHandler(viewer)
         try:
@@ -4137,7 +4152,7 @@ def read_large(peer, size, pause=0):
 
 def test_a_ping_drops_nobody_whose_large_message_is_on_its_way(style):
     """The clock pings a peer that has not read yet; a second connection shows that the clock has run."""
-    with serving_idle(style, sock=listener_with(4 * KIB), ping_interval=0.1, ping_timeout=None) as server:
+    with serving_idle(style, sock=listener_with(4 * KIB), ping_interval=0.05, ping_timeout=None) as server:
         peer = shake(server.port, receive_buffer=4 * KIB)
         with in_thread(connection_at(server, peer).send, BIG):
             bystander = shake(server.port)
@@ -4414,9 +4429,10 @@ def test_a_slow_peer_gets_fresh_readings_and_a_fast_one_gets_all(streaming, comp
     deaf.close()
 
 
-@pytest.mark.parametrize('size, count', [(1024, 6000), (1, 20000), pytest.param(1024, 100000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('size, count, most', [
+    (16 * KIB, 300, 3 * MIB), (1, 6000, MIB), pytest.param(1024, 100000, 4 * MIB, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('how', ['send', 'broadcast'])
-def test_keyed_values_are_bounded_in_number_and_bytes(style, how, size, count):
+def test_keyed_values_are_bounded_in_number_and_bytes(style, how, size, count, most):
     """Those that wait for a peer that answers no pings, and those that Server.last() keeps."""
     with serving_idle(style) as server:
         peer = never_reading(server.port)
@@ -4428,7 +4444,7 @@ def test_keyed_values_are_bounded_in_number_and_bytes(style, how, size, count):
                     ws.send(value, key=number)
                 else:
                     server.broadcast(value, key=number)
-            assert held() < 4 * MIB
+            assert held() < most
         assert ws.state is minws.State.OPEN, 'which is no fault of the peer'
 
 
@@ -4751,7 +4767,8 @@ def test_messages_that_wait_for_their_turn_are_bounded():
 
 
 @pytest.mark.parametrize('end', ['close', 'reset', 'abort'])
-def test_a_sender_that_waits_for_its_turn_ends_with_the_connection(style, end):
+def test_a_sender_that_waits_for_its_turn_ends_with_the_connection(style, end, monkeypatch):
+    monkeypatch.setattr(minws, 'DRAIN_TIMEOUT', 0.1)
     text = Stepwise('a', 'b', 'c')
     with serving_idle(style) as server:
         peer = shake(server.port)
@@ -5023,14 +5040,14 @@ def test_CL06_a_client_waits_for_the_server_to_end_tcp():
 
 def test_CL06_F16_a_server_that_never_ends_tcp_is_left_at_close_timeout():
     for answers in (False, True):
-        ws, peer = connected(close_timeout=0.4)
+        ws, peer = connected(close_timeout=0.15)
         began = time.monotonic()
         with in_thread(ws.close):
             peer.read_until(CLOSE)
             if answers:
                 peer.send(CLOSE, NORMAL)
             assert peer.read_to_end() == b''
-        assert 0.3 < time.monotonic() - began < 4
+        assert 0.1 < time.monotonic() - began < 4
         assert ws.close_code == (1000 if answers else 1006) and ws.state is minws.State.CLOSED
 
 
@@ -5096,15 +5113,15 @@ def test_F14_a_peer_that_never_answers_our_close_frame_is_cut(echoing):
     kind = recorder()
     if isinstance(echoing, type):
         kind.opened = lambda self: self.close(4000)
-        server = serving(kind, close_timeout=0.5)
+        server = serving(kind, close_timeout=0.2)
     else:
-        server = serving(lambda ws: ws.close(4000), close_timeout=0.5, create_connection=kind)
+        server = serving(lambda ws: ws.close(4000), close_timeout=0.2, create_connection=kind)
     with server as server:
         peer = shake(server.port)
         assert peer.read_frame() == (CLOSE, b'\x0f\xa0')
         began = time.monotonic()
         assert peer.read_to_end() == b''
-        assert 0.3 < time.monotonic() - began < 5
+        assert 0.1 < time.monotonic() - began < 5
         wait_until(kind.closings)
         assert kind.closings()[0][0] == 1006
 
@@ -5137,7 +5154,7 @@ def test_close_beside_run_waits_for_close_timeout_and_no_longer(ends):
 
 
 def test_F60_close_during_a_blocked_send():
-    ws, peer = connected(close_timeout=0.5)
+    ws, peer = connected(close_timeout=0.2)
 
     def sending():
         with pytest.raises(minws.ConnectionClosed):
@@ -5551,14 +5568,18 @@ class Cutting(minws.Extension):
     name = 'x-cutting'
     websocket = None
 
+    def __init__(self):
+        self.threads = []
+
     def accept(self, params):
         return self
 
     def encode(self, frame):
         if self.websocket is not None:
-            self.thread = threading.Thread(target=self.websocket.close_connection)
-            self.thread.start()
-            self.thread.join(0.3)       # it may have to wait for us
+            thread = threading.Thread(target=self.websocket.close_connection)
+            self.threads.append(thread)
+            thread.start()
+            thread.join(0.1)        # it may have to wait for us
         return frame
 
 
@@ -5571,7 +5592,8 @@ def test_close_connection_while_a_message_is_sent_beside_run(ends, send):
         wait_until(lambda: ws.state is minws.State.OPEN and getattr(ws, 'messages', None))
         ws.extensions[0].websocket = ws
         suppressed(within, send, ws)
-        ws.extensions[0].thread.join(DEADLINE)
+        for thread in ws.extensions[0].threads:
+            within(thread.join)
         with pytest.raises(minws.ConnectionClosed):
             ws.send('y')
         wait_until(lambda: ws.closings)
@@ -5694,10 +5716,10 @@ def test_V10_unsolicited_pongs_leave_nothing():
     ws.process(flood)
     tracemalloc.start()
     try:
-        for _ in range(50):
+        for _ in range(20):
             ws.process(flood)
         before = tracemalloc.get_traced_memory()[0]
-        for _ in range(50):
+        for _ in range(20):
             ws.process(flood)
         assert tracemalloc.get_traced_memory()[0] - before < 32 << 10
     finally:
@@ -5809,7 +5831,7 @@ def test_ping_interval_none_sends_no_pings(echoing, monkeypatch):
 
 
 def test_serve_ping_timeout_none_never_drops(echoing):
-    with serving(echoing, ping_interval=0.1, ping_timeout=None) as server:
+    with serving(echoing, ping_interval=0.03, ping_timeout=None) as server:
         peer = shake(server.port)
         assert [peer.read_frame()[0] for _ in range(3)] == [PING] * 3      # none of which was answered
         peer.send(TEXT, b'x')
@@ -5826,9 +5848,13 @@ def test_keepalive_pings_that_are_never_answered_do_not_pile_up(manager):
         gc.collect()
         return len(gc.get_objects())
 
+    def growth():
+        before = objects_after_pings(1)
+        return objects_after_pings(2) - before
+
     peers = [managed(manager, Kept)[1] for _ in range(20)]
-    before = objects_after_pings(1)
-    assert objects_after_pings(2) - before < 20
+    # whatever else lives in this process may have grown meanwhile, but not each time
+    assert any(growth() < 20 for _ in range(3))
 
 
 @pytest.mark.slow
@@ -6339,17 +6365,17 @@ def test_draining_reads_and_throws_away_and_ends_in_time(style, security, failed
     """It never closes with unread input, which would reset the connection and lose the close frame."""
     if failed and security[0] is not None:
         pytest.skip('the same as in plain TCP')
-    monkeypatch.setattr(minws, 'DRAIN_TIMEOUT', 0.2)
+    monkeypatch.setattr(minws, 'DRAIN_TIMEOUT', 0.1)
     with standing(style, security) as (ws, peer):
         peer.write(b'\xff\xff' if failed else from_client(CLOSE, NORMAL), from_client(BINARY, bytes(100 * KIB)))
         began = time.monotonic()
         assert peer.read_frame()[0] == CLOSE
         assert peer.read_to_end() == b'', 'it shuts down for writing at once'
         if security[0] is None:        # TLS may end at once, since neither end can say more
-            assert ws.state is CLOSING or time.monotonic() - began > 0.15
+            assert ws.state is CLOSING or time.monotonic() - began > 0.08
             peer.write(from_client(BINARY, bytes(KIB)))
         assert_closed(ws, 1006 if failed else 1000)
-        assert security[0] or time.monotonic() - began > 0.15, 'though the peer has not closed'
+        assert security[0] or time.monotonic() - began > 0.08, 'though the peer has not closed'
         assert ws.state is CLOSED and ws.messages() == []
 
 
@@ -6379,7 +6405,7 @@ def test_draining_and_an_abort(style, security, monkeypatch):
 @pytest.mark.parametrize('style', CLIENT_STYLES)
 @pytest.mark.parametrize('first', ['server', 'client'])
 def test_draining_client_waits_for_the_server_but_not_for_ever(style, security, first):
-    with standing(style, security, close_timeout=0.15) as (ws, peer):
+    with standing(style, security, close_timeout=0.1) as (ws, peer):
         began = time.monotonic()
         with in_thread(ws.close if first == 'client' else lambda: None):
             if first == 'server':
@@ -6388,7 +6414,7 @@ def test_draining_client_waits_for_the_server_but_not_for_ever(style, security, 
             if first == 'client':
                 peer.send(CLOSE, NORMAL)
             peer.read_until_cut()
-        assert 0.1 < time.monotonic() - began < PATIENCE
+        assert 0.08 < time.monotonic() - began < PATIENCE
         assert_closed(ws, 1000)
 
 
@@ -7340,13 +7366,10 @@ def test_reading_stops_at_the_high_mark_and_resumes_at_the_low_mark(max_queue, h
         for i in range(high):
             peer.send(TEXT, b'%d' % i)
         peer.send(PING, b'behind')
-        peer.sock.settimeout(0.4)
         for take in (max(1, high - low) - 1, 1):
-            with pytest.raises(socket.timeout):     # what stands behind a full queue is not read
-                peer.read_frame()
+            assert peer.is_silent(0.15), 'what stands behind a full queue is not read'
             for _ in range(take):
                 ws.recv(0)
-        peer.sock.settimeout(DEADLINE)
         assert peer.read_frame() == (PONG, b'behind')
 
 
@@ -7359,6 +7382,7 @@ def test_max_queue_none_reads_everything():
         event.set()
 
 
+@pytest.mark.slow
 def test_a_full_receive_queue_stops_reading_and_is_no_ping_timeout():
     go, got = threading.Event(), []
 
@@ -7444,17 +7468,14 @@ def test_the_bytes_of_the_receive_queue_count_within_a_batch():
     """Twice max_size may wait; what stands behind it is not looked at until there is room."""
     with idle_connection('blocking', max_size=1000, max_queue=16) as (ws, peer):
         peer.write(from_client(BINARY, b'x' * 1000) * 8, from_client(PING, b'behind'))
-        peer.sock.settimeout(0.8)
-        with pytest.raises(socket.timeout):
-            peer.read_frame()
-        peer.sock.settimeout(DEADLINE)
+        assert peer.is_silent(0.2)
         assert [len(ws.recv(DEADLINE)) for _ in range(8)] == [1000] * 8
         assert peer.read_frame() == (PONG, b'behind')
 
 
 def test_a_peer_that_we_have_stopped_reading_is_not_timed_out():
     """Its pong stands behind what there is no room for."""
-    with idle_connection('blocking', max_queue=1, ping_interval=0.1, ping_timeout=0.1) as (ws, peer):
+    with idle_connection('blocking', max_queue=1, ping_interval=0.05, ping_timeout=0.05) as (ws, peer):
         peer.write(from_client(TEXT, b'1') * 3)
         peer.send(PONG, peer.read_until(PING))
         for _ in range(2):
@@ -7732,7 +7753,7 @@ def test_raw_frames_that_wait_harm_no_other_connection(handed):
     peer.send(TEXT, b'one')
     assert ws.recv_frame(DEADLINE).body == b'one'
     peer.send(TEXT, b'two')
-    end = time.monotonic() + 1          # a few turns of the keeper, who has read it by then
+    end = time.monotonic() + 0.2        # a few turns of the keeper, who has read it by then
     while time.monotonic() < end:
         other_peer.send(PING, b'?')
         assert other_peer.read_frame() == (PONG, b'?')
@@ -7853,7 +7874,7 @@ class Counting(minws.Extension):
         numbered = minws.Frame(frame.opcode, b'%d' % self.number, fin=frame.fin, rsv1=1)
         if self.number == 1:
             self.encoding.set()
-            self.overtaken.wait(0.3)
+            self.overtaken.wait(0.1)
         return numbered
 
 
@@ -8765,14 +8786,15 @@ def test_close_all_by_default_says_1001(manager):
 def test_stop_lets_closing_handshakes_finish_and_waits_no_longer_than_close_timeout():
     kind, manager = recorder(), minws.WebSocketManager()
     manager.start()
-    (_, polite), (_, silent) = managed(manager, kind), managed(manager, kind)
+    (one, polite), (two, silent) = managed(manager, kind), managed(manager, kind)
+    one.close_timeout = two.close_timeout = 0.3
     began = time.monotonic()
     manager.stop()
     for peer in (polite, silent):
         assert peer.read_frame()[1][:2] == GOING_AWAY
     polite.send(CLOSE, GOING_AWAY)
     manager.join(DEADLINE)
-    assert not manager.is_alive() and time.monotonic() - began < 4
+    assert not manager.is_alive() and time.monotonic() - began < PATIENCE
     assert sorted(closing[0] for closing in kind.closings()) == [1001, 1006]
 
 
@@ -9540,11 +9562,11 @@ def test_V23_F01_slow_handshakes_end_at_open_timeout_and_hinder_nobody(echoing):
 
 
 def test_F02_a_silent_connection_ends_at_open_timeout(echoing):
-    with serving(echoing, open_timeout=0.4) as server:
+    with serving(echoing, open_timeout=0.2) as server:
         began = time.monotonic()
         peer = dial(server.port)
         assert Answer(peer.read_to_end()).status == 408
-        assert 0.3 < time.monotonic() - began < 5
+        assert 0.1 < time.monotonic() - began < 5
 
 
 def test_F02_who_does_not_read_a_page_is_cut(monkeypatch):

@@ -275,9 +275,9 @@ NAMES_OF_TYPES = tuple((kind, re.compile(pattern)) for kind, pattern in (
     ('proximity', r'prox|\bps\b'),
     ('light', r'light|\blux\b|\bals\b|illumin'),
     # Some makers write the chip's name alone.
-    ('accelerometer', r'\b(sc7a20|kxt|kx\d|mc3\d|da2\d\d|bma\d|mxc\d|stk8|lis[23]d|lis3dh|mir3da)'),
-    ('magnetic_field', r'\b(akm?0?[89]\d|mmc\d|yas\d|ist8\d|qmc\d|bmm\d|hmc\d|lis[23]mdl|af\d{4})'),
-    ('gyroscope', r'\bst lsm6d|\b(l3g|bmg)\d'),
+    ('accelerometer', r'^(sc7a20|kxt|kx\d|mc3\d|da2\d\d|bma\d|mxc\d|stk8|lis[23]d|mir3da)\w*$'),
+    ('magnetic_field', r'^(akm?0?[89]\d|mmc\d|yas\d|ist8\d|qmc\d|bmm\d|hmc\d|lis[23]mdl|af\d{4})\w*$'),
+    ('gyroscope', r'^(st lsm6d|l3g|bmg)\w*$'),
 ))
 SECOND_CHOICE = re.compile(r'(?<!non )wake ?up|corrected|virtual|secondary|palm|fusion(?! light)')
 BEST_CHOICE = re.compile(r'ambient light|fusion light')

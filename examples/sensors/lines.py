@@ -119,6 +119,7 @@ def parse_line(line, state, now):
 
 NUMBER = r'[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?'
 IS_NUMBER = re.compile(NUMBER + '$')
+IS_UNIT = re.compile(r'[^\d\s]\S{0,15}$')
 IS_NO_VALUE = re.compile(r'([-+]?(nan|inf|ovf|null|none))?$', re.I)  # what printf and Arduino's print() write for none
 IS_TIME = re.compile(r'(time ?stamp|date ?time|date|time|ts|t|epoch|millis|micros|utc|loggingtime|seconds elapsed)'
                      r'( (s|ms|us|µs|ns|sec|seconds|millis|utc|elapsed))?$')
@@ -197,7 +198,7 @@ def parse_teleplot(line, state, now):
 def parse_point(name, parts, unit, flat, state, now):
     """Return the [Reading] of one value, None if it is not one; `flat` for a point of a plane."""
     numbers = [number(part) if part.strip() else None for part in parts]
-    if len(parts) == 2 and None not in numbers[:1] and numbers[1] is None and re.match(r'[^\d\s]\S{0,15}$', parts[1]):
+    if len(parts) == 2 and numbers[0] is not None and numbers[1] is None and IS_UNIT.match(parts[1]):
         return state.reading(name, numbers[:1], now, Sensor(parts[1], ()))  # name:value:unit
     if None in numbers or len(parts) > 3 or flat and len(parts) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Tests of lines.py; the lines of the projects that made the formats, as their documentation has them, are the vectors."""
+"""Tests of lines.py; its vectors are the lines that the projects which made the formats have in their documentation."""
 import json
 import math
 import random
@@ -273,8 +273,8 @@ def test_names_axes_and_sensors_are_bounded():
 
 def test_any_bytes_do_no_harm():
     chance = random.Random(7)
-    pieces = ['a:1', '§', ';', '|xy', ':', '{', '}', '"', '[1]', '\n', '\r', ',', ' ', 'time', '-', '1e9', '$', '#', '>',
-              '\ud800', '\0', '3D|', 'nan', '=', 'T', '2024-01-06T14:59:48Z', '{"a": {"b": [1, 2]}}', 'x,y,z', '"a""']
+    pieces = ['a:1', '§', ';', '|xy', ':', '{', '}', '"', '[1]', '\n', '\r', ',', ' ', 'time', '-', '1e9', '$', '#',
+              '>', '\ud800', '\0', '3D|', 'nan', '=', 'T', '2024-01-06T14:59:48Z', '{"a": {"b": [1, 2]}}', 'x,y,z', '"a""']
     state = State()
     for _ in range(3000):
         for reading in parse(''.join(chance.choice(pieces) for _ in range(chance.randrange(12))), state):

@@ -548,6 +548,7 @@ TERMUX_OBJECT = 1 << 16       # characters; an object of thirty sensors has abou
 
 TERMUX_TIMEOUT = 20.0         # seconds for an answer of the other commands; a position may take that long
 TERMUX_STATUS_PERIOD = 30.0   # seconds; every question is three processes on the phone, and Android counts them
+TERMUX_LOCATION_PERIOD = 10.0
 TERMUX_BATTERY = (            # sensor, its Sensor, key of termux-battery-status, factor
     ('battery', Sensor('%', ()), 'percentage', 1),
     ('battery voltage', Sensor('V', ()), 'voltage', 0.001),
@@ -668,6 +669,7 @@ class Termux(Source):
         self._lock = threading.Lock()
         self._closing = False
         self._children = set()
+        self._location_ways = list(TERMUX_LOCATION)
 
     @classmethod
     def available(cls):
@@ -693,7 +695,7 @@ class Termux(Source):
         if any(self.wants(sensor) for sensor, *_ in TERMUX_BATTERY):
             yield self._battery, TERMUX_STATUS_PERIOD
         if self.wants(LOCATION):
-            yield self._location, LOCATION_PERIOD
+            yield self._location, TERMUX_LOCATION_PERIOD
 
     def _merge(self, reading, aside):
         # Not worth ending the sensors for: a phone may have no position to give, or nobody who allows it.
@@ -736,9 +738,9 @@ class Termux(Source):
         finally:
             self._end(child)
 
-    def _ask(self, *command, timeout=TERMUX_TIMEOUT):
+    def _ask(self, *command, timeout=None):
         """Return the object that a command prints; None if it does not answer."""
-        output = self._output(timeout, *command)
+        output = self._output(timeout or TERMUX_TIMEOUT, *command)
         if output is None:
             return None
         stream = JsonStream()
@@ -764,9 +766,10 @@ class Termux(Source):
         return reading
 
     def _location(self):
-        for options in TERMUX_LOCATION:
+        for options in list(self._location_ways):
             reading = location_reading(self._ask('termux-location', *options) or {}, self.sensors)
             if reading:
+                self._location_ways.sort(key=lambda way: way != options)  # what worked is tried first
                 return reading
         return {}
 

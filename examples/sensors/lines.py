@@ -136,7 +136,7 @@ def number(text):
 
 
 def seconds_of(value, unit=None):
-    """Return the seconds in a stamp, a number or text, or None; without a unit its size tells, as 1970 is long ago."""
+    """Return the seconds in a stamp, a number or text, or None; where no unit is given its size tells."""
     if isinstance(value, str):
         iso = ISO_TIME.match(value.strip())
         if iso:
@@ -168,7 +168,7 @@ def iso_seconds(date, clock, fraction, zone):
 ##############################################################################
 
 def parse_marked(line, state, now):
-    """Return what stands after Teleplot's marks: a variable that came by a serial port, else a log, command or shape."""
+    """Return what stands after Teleplot's marks: a variable of a serial port, or what says no number."""
     name = line[1:].partition(':')[0]
     if line[0] == '>' and name and not IS_NUMBER.match(name):
         return parse_teleplot(line[1:], state, now)

@@ -277,7 +277,7 @@ FORMS = 'udp[:[HOST:]PORT], serial:PATH[@SPEED], stdin, cmd:COMMAND, sensorserve
 
 
 def make_source(text):
-    """Return the source that a name of this file's sources stands for, None for other names; ValueError says why not."""
+    """Return the source that text names, None if it names none of this file; ValueError has a sentence."""
     scheme, colon, rest = text.partition(':')
     if scheme == 'udp':
         host, _, port = rest.rpartition(':')

@@ -1,7 +1,21 @@
 """Tests of the sources: which sensors are read of a phone, what is read of a board, and what comes from elsewhere."""
+import contextlib
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import types
+
 import pytest
 
-from examples.droid_sensor import ANDROID, ANDROID_SENSORS, android_type, choose_sensors
+from examples import droid_sensor
+from examples.droid_sensor import (ANDROID, ANDROID_SENSORS, Aside, Clock, Linux, Reader, Sensor, Sl4a, Source,
+                                   SourceError, Termux, android_type, choose_sensors, sample_message)
+
+DEADLINE = 10.0               # seconds for anything that should happen at once
+
 
 ##############################################################################
 # Which sensors of a phone
@@ -268,3 +282,400 @@ def test_sensors_are_those_that_are_wanted(wanted, expected):
     chosen = choose_sensors(list(sensors_of('Google Pixel')), wanted)
     assert {sensor for sensor, _ in chosen.values()} == expected
     assert ANDROID == 'android.sensor.'
+
+
+##############################################################################
+# Running a source
+##############################################################################
+
+class Listener:
+    """Keeps what a Reader says, in order."""
+
+    def __init__(self):
+        self.events = queue.Queue()
+        self.described = {}
+
+    def sensors(self, sensors):
+        self.described = dict(sensors)
+
+    def reading(self, stamp, reading):
+        self.events.put(('reading', reading))
+
+    def trouble(self, text):
+        self.events.put(('trouble', text))
+
+    def next(self, kind):
+        """Return the next event of that kind; others are dropped."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            found, event = self.events.get(timeout=max(0.0, deadline - time.monotonic()))
+            if found == kind:
+                return event
+
+    def next_with(self, sensor):
+        """Return the values of the next reading that has the sensor."""
+        while True:
+            reading = self.next('reading')
+            if sensor in reading:
+                return reading[sensor]
+
+
+@contextlib.contextmanager
+def run(source, rate=20, patience=None):
+    """Run a source in a Reader with short pauses; the value is its Listener."""
+    listener = Listener()
+    if patience is not None:
+        source.patience = patience
+    reader = Reader(source, rate, listener, first_pause=0.05)
+    reader.start()
+    try:
+        yield listener
+    finally:
+        reader.stop()
+    assert not any(thread.name in ('source', 'source-supervisor', 'sensorserver') for thread in threading.enumerate())
+
+
+def wait_until(true, what='the condition'):
+    deadline = time.monotonic() + DEADLINE
+    while not true():
+        assert time.monotonic() < deadline, '%s did not come' % what
+        threading.Event().wait(0.01)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open('/proc/%d/stat' % pid) as file:
+        return file.read().rpartition(') ')[2][0] != 'Z'
+
+
+##############################################################################
+# What all sources have in common
+##############################################################################
+
+def test_a_value_that_has_not_changed_is_told_again_only_after_a_while():
+    source = Source()
+    assert source.changed({'a': [1.0], 'b': [1.0]}) == {'a': [1.0], 'b': [1.0]}
+    assert source.changed({'a': [1.0], 'b': [2.0]}) == {'b': [2.0]}
+    source.repeat = 0
+    assert source.changed({'a': [1.0]}) == {'a': [1.0]}
+
+
+def test_the_position_is_read_only_if_it_is_named():
+    source = Source()
+    assert source.wants('accel') and not source.wants('location')
+    source.wanted = ('usual', 'location')
+    assert source.wants('accel') and source.wants('location')
+    source.wanted = ('location',)
+    assert not source.wants('accel') and source.wants('location')
+
+
+def test_clock_keeps_its_difference_until_it_jumps():
+    clock = Clock()
+    assert clock.utc(1763740000.5, 5.0) == 1763740000.5           # it has been set
+    assert clock.utc(100.0, 1763740000.0) == 1763740000.0
+    assert clock.utc(101.0, 1763740001.5) == 1763740001.0         # half a second on the way
+    assert clock.utc(1.0, 1763740002.0) == 1763740002.0           # it started over
+
+
+def test_aside_never_waits_and_hands_out_once():
+    go = threading.Event()
+    results = iter([5, ValueError('broken')])
+
+    def call():
+        go.wait(DEADLINE)
+        result = next(results)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    aside = Aside(call, pause=0)
+    assert aside.take() is None and aside.take() is None
+    go.set()
+    taken = []
+    wait_until(lambda: taken.append(aside.take()) or taken[-1] is not None)
+    assert taken[-1] == 5
+    with pytest.raises(ValueError, match='broken'):
+        wait_until(lambda: aside.take() is not None)
+
+
+##############################################################################
+# Termux: battery and position
+##############################################################################
+
+COMMAND = r'''#!%s -S
+import json, os, sys, time
+home, name = os.path.split(os.path.abspath(sys.argv[0]))
+with open(os.path.join(home, 'calls'), 'a') as file:
+    file.write(json.dumps([os.getpid(), name] + sys.argv[1:]) + '\n')
+with open(os.path.join(home, 'answers')) as file:
+    answer = json.load(file)
+for key in [' '.join([name] + sys.argv[1:]), name]:
+    if key in answer:
+        break
+else:
+    sys.exit('unexpected: ' + key)
+answer = answer[key]
+if answer == 'hang':
+    time.sleep(60)
+print(answer if isinstance(answer, str) else json.dumps(answer, indent=2), flush=True)
+while '-s' in sys.argv:
+    time.sleep(0.02)
+    answer['Accelerometer']['values'][0] += 1
+    print(json.dumps(answer, indent=2), flush=True)
+''' % sys.executable
+
+BATTERY = {'present': True, 'health': 'GOOD', 'plugged': 'UNPLUGGED', 'status': 'DISCHARGING', 'temperature': 30.5,
+           'voltage': 4123, 'current': -250000, 'percentage': 81, 'level': 81, 'scale': 100}
+FIX = {'latitude': 47.5, 'longitude': 8.5, 'altitude': 410.5, 'accuracy': 12.0, 'vertical_accuracy': 3.0,
+       'bearing': 90.0, 'speed': 1.5, 'elapsedMs': 20, 'provider': 'network'}
+
+
+class TermuxPhone:
+    """A directory with Termux's commands, each of which prints its answer."""
+
+    def __init__(self, path):
+        self.path = path
+        for name in ('termux-sensor', 'termux-battery-status', 'termux-location'):
+            path.joinpath(name).write_text(COMMAND)
+            path.joinpath(name).chmod(0o755)
+        self.answer({'termux-sensor -l': {'sensors': ['Accelerometer', 'Light']},
+                     'termux-sensor': {'Accelerometer': {'values': [1, 2, 3]}, 'Light': {'values': [5]}},
+                     'termux-battery-status': BATTERY, 'termux-location': 'hang'})
+
+    def answer(self, answers):
+        self.answers = answers
+        self.path.joinpath('new').write_text(json.dumps(answers))
+        self.path.joinpath('new').replace(self.path.joinpath('answers'))
+
+    def calls(self):
+        path = self.path.joinpath('calls')
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def source(self, *wanted):
+        source = Termux(str(self.path))
+        source.wanted = wanted
+        return source
+
+
+@pytest.fixture
+def termux(tmp_path, monkeypatch):
+    monkeypatch.setattr(droid_sensor, 'TERMUX_TIMEOUT', 0.5)
+    return TermuxPhone(tmp_path)
+
+
+def test_termux_reads_the_battery_beside_the_sensors(termux):
+    with run(termux.source()) as listener:
+        assert listener.next_with('battery') == [81]
+        assert listener.next_with('accel')
+        assert listener.described['battery current'] == Sensor('A', ())
+    assert 'termux-location' not in [call[1] for call in termux.calls()]    # nobody asked where the phone is
+    assert not any(alive(call[0]) for call in termux.calls())
+
+
+def test_termux_battery_has_the_units_of_the_page(termux):
+    source = termux.source('battery', 'battery voltage', 'battery current', 'battery temperature')
+    reading = source._battery()
+    assert reading == {'battery': [81], 'battery voltage': [pytest.approx(4.123)],
+                       'battery current': [pytest.approx(-0.25)], 'battery temperature': [30.5]}
+
+
+def test_termux_reads_the_position_if_asked_by_the_network_when_the_satellites_hang(termux):
+    # Android answers no question for a position indoors: the first command hangs for ever.
+    termux.answer(dict(termux.answers, **{'termux-location -p network -r once': FIX}))
+    with run(termux.source('location', 'accel')) as listener:
+        reading = {}
+        while 'location' not in reading:
+            reading = listener.next('reading')
+        assert reading['location'] == [47.5, 8.5] and reading['speed'] == [1.5]
+        assert listener.described['location'] == Sensor('°', ('latitude', 'longitude'))
+        assert listener.next_with('accel')
+    assert not any(alive(call[0]) for call in termux.calls())
+
+
+@pytest.mark.parametrize('answer', ['hang', {'API_ERROR': 'Location permission is missing'}, 'garbage %%', {}])
+def test_termux_goes_on_without_a_battery_and_a_position_that_do_not_come(termux, answer):
+    termux.answer(dict(termux.answers, **{'termux-battery-status': answer, 'termux-location': answer}))
+    with run(termux.source('usual', 'location')) as listener:
+        for _ in range(5):
+            assert listener.next_with('accel')
+        wait_until(lambda: {'termux-battery-status', 'termux-location'} <= {call[1] for call in termux.calls()})
+        assert listener.next_with('accel')
+        assert all(kind == 'reading' for kind, _ in list(listener.events.queue))
+    wait_until(lambda: not any(alive(call[0]) for call in termux.calls()))
+
+
+def test_termux_of_which_only_the_battery_is_wanted_starts_no_sensors(termux):
+    with run(termux.source('battery')) as listener:
+        assert listener.next('reading') == {'battery': [81]}
+    assert ['termux-sensor', '-s'] not in [call[1:3] for call in termux.calls()]
+
+
+def test_termux_says_that_it_has_not_what_is_wanted(termux):
+    with run(termux.source('sonar')) as listener:
+        assert 'lists no sensors called sonar' in listener.next('trouble')
+
+
+##############################################################################
+# SL4A: position
+##############################################################################
+
+def test_sl4a_reads_the_position_if_asked(monkeypatch):
+    calls = []
+
+    class Android:
+        def __getattr__(self, method):
+            known = {'readSensors': {'xforce': 1, 'yforce': 2, 'zforce': 3},
+                     'readLocation': {'gps': dict(FIX, time=1), 'network': {}}}
+            calls.append(method)
+            return lambda *params: types.SimpleNamespace(id=1, result=known.get(method), error=None)
+
+    monkeypatch.setitem(sys.modules, 'androidhelper', types.SimpleNamespace(Android=Android))
+    source = Sl4a({})
+    source.wanted = ('location',)
+    with run(source) as listener:
+        reading = listener.next('reading')
+    assert reading == {'location': [47.5, 8.5], 'altitude': [410.5], 'speed': [1.5], 'bearing': [90],
+                       'location accuracy': [12]} or reading == {'location': [47.5, 8.5]}
+    assert 'startLocating' in calls and 'stopLocating' in calls
+
+
+##############################################################################
+# Linux: what boards have beyond the sensors of a phone
+##############################################################################
+
+class Tree:
+    """Files like those of /sys and /proc below a directory."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def put(self, name, content):
+        path = self.path.joinpath(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('%s\n' % content)
+
+    def source(self, *wanted):
+        source = Linux(str(self.path))
+        source.repeat, source.wanted = 0, wanted
+        return source
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return Tree(tmp_path)
+
+
+def test_linux_reads_the_channels_of_a_converter(tree):
+    device = 'sys/bus/iio/devices/iio:device0/'
+    tree.put(device + 'in_voltage0_raw', 2048)
+    tree.put(device + 'in_voltage1_raw', 1024)
+    tree.put(device + 'in_voltage1_scale', 2)
+    tree.put(device + 'in_voltage1_label', 'solar')
+    tree.put(device + 'in_voltage0-voltage1_raw', 512)
+    tree.put(device + 'in_voltage_scale', '0.8056640625')
+    tree.put(device + 'in_voltage_offset', '-48')
+    tree.put(device + 'in_current3_raw', 1500)
+    tree.put(device + 'in_power0_input', 2500)
+    tree.put(device + 'in_distance_input', '0.35')
+    tree.put(device + 'in_proximity_raw', 77)
+    tree.put(device + 'in_temp_object_raw', 14500)
+    tree.put(device + 'in_temp_object_scale', 2)
+    source = tree.source()
+    reading = next(source.readings(0.1))
+    assert reading == {
+        'voltage0': [pytest.approx((2048 - 48) * 0.8056640625 / 1000)],
+        'solar': [pytest.approx((1024 - 48) * 2 / 1000)],
+        'voltage0-voltage1': [pytest.approx((512 - 48) * 0.8056640625 / 1000)],
+        'current3': [1.5], 'power0': [2.5], 'distance': [0.35], 'proximity': [77],
+        'temperature object': [29],
+    }
+    assert {sensor: source.sensors[sensor].unit for sensor in ('solar', 'current3', 'power0', 'distance')} == {
+        'solar': 'V', 'current3': 'A', 'power0': 'W', 'distance': 'm'}
+
+
+def test_linux_does_not_round(tree):
+    tree.put('sys/bus/iio/devices/iio:device0/in_pressure_input', '101.32512345678')
+    reading = next(tree.source().readings(0.1))
+    assert reading['pressure'] == [101.32512345678 * 10]
+    assert json.loads(sample_message('board', 1763740000.123456, reading)) == {
+        'd': 'board', 't': 1763740000.123456, 's': {'pressure': 101.32512345678 * 10}}
+
+
+def test_linux_reads_voltages_currents_powers_and_fans_of_a_board(tree):
+    chip = 'sys/class/hwmon/hwmon3/'
+    tree.put(chip + 'name', 'ina219')
+    for name, content in (('in1_input', 12040), ('in1_label', 'bus'), ('curr1_input', 750), ('power1_input', 9030000),
+                          ('fan1_input', 1200), ('humidity1_input', 45500), ('temp1_input', -5500),
+                          ('in1_max', 26000), ('intrusion0_alarm', 1)):
+        tree.put(chip + name, content)
+    source = tree.source()
+    assert next(source.readings(0.1)) == {
+        'ina219 bus': [pytest.approx(12.04)], 'ina219 curr1': [0.75], 'ina219 power1': [pytest.approx(9.03)],
+        'ina219 fan1': [1200], 'ina219 humidity1': [45.5], 'ina219 temp1': [-5.5]}
+    assert source.sensors['ina219 power1'].unit == 'W'
+
+
+def test_linux_reads_what_a_power_supply_gives(tree):
+    tree.put('sys/class/power_supply/BAT0/type', 'Battery')
+    tree.put('sys/class/power_supply/BAT0/power_now', 7250000)
+    tree.put('sys/class/power_supply/BAT0/current_now', -500000)
+    assert next(tree.source().readings(0.1)) == {'battery power': [7.25], 'battery current': [-0.5]}
+
+
+WIRE = '72 01 4b 46 7f ff 0e 10 57 : crc=57 %s\n72 01 4b 46 7f ff 0e 10 57 t=%d'
+
+
+def test_linux_reads_thermometers_on_one_wire_without_waiting_for_them(tree):
+    tree.put('sys/bus/w1/devices/28-0316a2795dff/temperature', 23125)
+    tree.put('sys/bus/w1/devices/28-01131b5d6caa/w1_slave', WIRE % ('YES', -1062))      # an older kernel
+    tree.put('sys/bus/w1/devices/28-000000000000/w1_slave', WIRE % ('NO', 85000))       # disturbed
+    tree.put('sys/bus/w1/devices/10-000802be73fa/temperature', 85000)                   # has not measured yet
+    tree.put('sys/bus/w1/devices/w1_bus_master1/w1_master_name', 'w1_bus_master1')
+    tree.put('sys/class/thermal/thermal_zone0/temp', 40000)
+    source = tree.source()
+    seen, readings = {}, source.readings(0.1)
+    first = next(readings)
+    assert set(first) <= {'thermal_zone0'} | {'temperature 0316a2795dff', 'temperature 01131b5d6caa'}
+    wait_until(lambda: seen.update(next(readings)) or len(seen) == 3)
+    assert seen == {'thermal_zone0': [40.0], 'temperature 0316a2795dff': [23.125],
+                    'temperature 01131b5d6caa': [-1.062]}
+
+
+def test_linux_thermometer_that_takes_its_time_does_not_slow_down_the_others(tree, monkeypatch):
+    go = threading.Event()
+    tree.put('sys/bus/w1/devices/28-0316a2795dff/temperature', 23125)
+    tree.put('sys/class/thermal/thermal_zone0/temp', 40000)
+    read_number = droid_sensor.read_number
+
+    def slow(*path):
+        if 'w1' in path[0]:
+            go.wait(DEADLINE)
+        return read_number(*path)
+
+    monkeypatch.setattr(droid_sensor, 'read_number', slow)
+    readings = tree.source().readings(0.1)
+    assert [next(readings) for _ in range(3)] == [{'thermal_zone0': [40.0]}] * 3
+    go.set()
+    wait_until(lambda: 'temperature 0316a2795dff' in next(readings))
+
+
+def test_linux_tells_changes_at_the_rate_at_which_they_come(tree):
+    tree.put('sys/class/thermal/thermal_zone0/temp', 40000)
+    source = Linux(str(tree.path))
+    readings = source.readings(0.1)
+    assert next(readings) == {'thermal_zone0': [40.0]}
+    assert [next(readings) for _ in range(5)] == [{}] * 5
+    tree.put('sys/class/thermal/thermal_zone0/temp', 41000)
+    assert next(readings) == {'thermal_zone0': [41.0]}
+
+
+def test_linux_reads_what_is_wanted(tree):
+    tree.put('sys/class/thermal/thermal_zone0/type', 'cpu-thermal')
+    tree.put('sys/class/thermal/thermal_zone0/temp', 40000)
+    tree.put('sys/class/thermal/thermal_zone1/temp', 41000)
+    assert next(tree.source('cpu-thermal').readings(0.1)) == {'cpu-thermal': [40.0]}
+    with pytest.raises(SourceError, match='nothing called sonar to read'):
+        next(tree.source('sonar').readings(0.1))

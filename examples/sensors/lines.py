@@ -37,8 +37,8 @@ Reading.__doc__ = """One sensor at one moment: name, [float], Sensor, and second
 class State:
     """What the lines of one device have said so far: the labels of its columns, and how its clock goes.
 
-    Attributes: `garbage`, how many lines were none of the known; `note`, the beginning of the last such line;
-    `device`, what the lines call the device, or ''.
+    Attributes: `garbage`, how many lines were none of the known; `note`, the beginning of the last line if no reading
+    was in it, a log perhaps, else ''; `device`, what the lines call the device, or ''.
     """
 
     def __init__(self):
@@ -51,10 +51,6 @@ class State:
         self._table = None    # the Table that the rows belong to
         self._header = None   # the Table of the last line that may have been a header: the next row tells
         self._plot = None     # the same for WebPlotter, whose values are marked
-
-    def refuse(self, line):
-        self.garbage += 1
-        self.note = line[:NOTE]
 
     def reading(self, sensor, values, now, meaning=None, seconds=None):
         """Return [Reading] if all of it is within bounds, else [].
@@ -88,12 +84,10 @@ def parse(text, state=None, now=None):
     state, now, readings = state or State(), time.time() if now is None else now, []
     for line in re.split('[\r\n]+', text):
         line = line.strip('\0\ufeff \t')
-        if len(line) > MAX_LINE:
-            state.refuse(line)
-        elif line:
-            found = parse_line(line, state, now)
-            if found is None:
-                state.refuse(line)
+        if line:
+            found = parse_line(line, state, now) if len(line) <= MAX_LINE else None
+            state.garbage += found is None
+            state.note = '' if found else line[:NOTE]
             readings += found or []
     return readings
 

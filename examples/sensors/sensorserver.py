@@ -146,7 +146,7 @@ class SensorServer(Source):
             except Refused as refused:
                 missing = re.search(r'of type (\S+) not found', refused.reason, re.I)
                 if refused.code != SENSOR_NOT_FOUND or missing is None or missing.group(1) not in kinds:
-                    raise SourceError(str(refused))
+                    raise
                 kinds.remove(missing.group(1))
         raise SourceError('the phone has none of the sensors that are wanted')
 
@@ -211,7 +211,7 @@ class SensorServer(Source):
         return self.note
 
 
-class Refused(Exception):
+class Refused(SourceError):
     """The app closed a connection with a code of its own."""
 
     def __init__(self, code, reason):
@@ -399,14 +399,17 @@ class Station:
         """Return the answer to GET /sensors: each sensor with its name and type."""
         with self._lock:
             sensors = dict.fromkeys(sensor for last in self._devices.values() for sensor in last)
-        body = json.dumps([{'name': sensor, 'type': KINDS[sensor]} for sensor in sensors if sensor in KINDS])
-        return minws.Response(200, 'OK', [('Content-Type', 'application/json')], body.encode())
+        return json_response([{'name': sensor, 'type': KINDS[sensor]} for sensor in sensors if sensor in KINDS])
 
     def port(self, request):
         """Return the answer to GET /wsport: the port is the one where the question came."""
         host = request.headers.get('Host', '')
         port = host.rpartition(':')[2]
-        return {'portNo': int(port) if port.isdigit() else 80}
+        return json_response({'portNo': int(port) if port.isdigit() else 80})
+
+
+def json_response(value):
+    return minws.Response(200, None, [('Content-Type', 'application/json')], json.dumps(value).encode())
 
 
 def messages_of(stamp, reading, kinds, tell_type, began):

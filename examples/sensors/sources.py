@@ -41,26 +41,22 @@ class LineSource(Source):
 
     def __init__(self):
         super().__init__()
-        self.note = ''        # the last line without a reading in it
+        self.note = ''        # the last line if no reading was in it
         self._closed = threading.Event()
 
     def readings(self, period):
         self._closed.clear()
-        lines, state = self.start()
+        lines, state = Lines(self.whole), State()
         for data in self.pieces():
             yield from self.taken(lines.feed(data), state)
-        yield from self.taken(lines.end(), state)
+        if not self._closed.is_set():
+            yield from self.taken(lines.end(), state)
         raise SourceError(self.ending())
-
-    def start(self):
-        """Return the Lines and the State to go on with: new ones, as the other side starts over too."""
-        return Lines(self.whole), State()
 
     def taken(self, text, state):
         """Yield the readings in whole lines of text."""
         found = parse(text, state)
-        if text.strip() and not found:
-            self.note = text.strip().splitlines()[-1][:NOTE]
+        self.note = state.note
         for _, stamp, reading, sensors in moments(found, ''):
             self.sensors.update(sensors)
             wanted = {sensor: values for sensor, values in reading.items() if self.wants(sensor)}
@@ -195,18 +191,15 @@ def set_speed(descriptor, speed):
 
 
 class Stdin(LineSource):
-    """Standard input; when it has ended nothing more will come."""
+    """Standard input; who writes to it may take as long as they like, and when it has ended nothing more will come."""
 
     name = 'stdin'
+    patience = threading.TIMEOUT_MAX / 2
 
     def __init__(self, descriptor=0):
         super().__init__()
         self.descriptor = descriptor
         self._ended = False
-        self._going = Lines(), State()
-
-    def start(self):
-        return self._going    # it is one stream, however often it was silent
 
     def pieces(self):
         if self._ended:
@@ -218,8 +211,7 @@ class Stdin(LineSource):
             except OSError as error:
                 raise SourceError('standard input cannot be read (%s)' % error.strerror)
             if not data:
-                # Said once; the reader must not take the silence after that for a source that hangs.
-                self._ended, self.patience = True, threading.TIMEOUT_MAX / 2
+                self._ended = True
                 break
             yield data
 

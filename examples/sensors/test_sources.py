@@ -1,18 +1,26 @@
 """Tests of the sources: which sensors are read of a phone, what is read of a board, and what comes from elsewhere."""
+import argparse
 import contextlib
 import json
 import os
 import queue
+import re
+import socket
 import sys
+import termios
 import threading
 import time
 import types
 
 import pytest
 
+import minws
 from examples import droid_sensor
 from examples.droid_sensor import (ANDROID, ANDROID_SENSORS, Aside, Clock, Linux, Reader, Sensor, Sl4a, Source,
                                    SourceError, Termux, android_type, choose_sensors, sample_message)
+from examples.sensors.sensorserver import SensorServer, Station, json_response
+from examples.sensors.sources import (Command, Serial, Stdin, Udp, add_source_options, find_source, make_source,
+                                      source_name)
 
 DEADLINE = 10.0               # seconds for anything that should happen at once
 
@@ -462,7 +470,7 @@ class TermuxPhone:
 
 @pytest.fixture
 def termux(tmp_path, monkeypatch):
-    monkeypatch.setattr(droid_sensor, 'TERMUX_TIMEOUT', 0.5)
+    monkeypatch.setattr(droid_sensor, 'TERMUX_TIMEOUT', 2.5)
     return TermuxPhone(tmp_path)
 
 
@@ -679,3 +687,561 @@ def test_linux_reads_what_is_wanted(tree):
     assert next(tree.source('cpu-thermal').readings(0.1)) == {'cpu-thermal': [40.0]}
     with pytest.raises(SourceError, match='nothing called sonar to read'):
         next(tree.source('sonar').readings(0.1))
+
+
+##############################################################################
+# Lines: UDP, serial port, standard input, programs
+##############################################################################
+
+def test_udp_hears_teleplots_clients_each_with_a_header_of_its_own():
+    source = Udp('127.0.0.1', 0)
+    with run(source) as listener, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, \
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        wait_until(lambda: source.port)
+        for sock in (one, other):
+            sock.connect(('127.0.0.1', source.port))
+        one.send(b'myData:4\n')
+        assert listener.next('reading') == {'myData': [4]}
+        one.send('\x00\xff\xfe garbage'.encode('latin-1'))
+        one.send(b'temp,hum')
+        other.send(b'light,noise')
+        one.send(b'21.5,40')
+        other.send(b'300,5')
+        assert listener.next('reading') == {'temp': [21.5], 'hum': [40]}
+        assert listener.next('reading') == {'light': [300], 'noise': [5]}
+        one.send('a:1§°C\nb:1627551892437:7'.encode())
+        assert listener.next('reading') == {'a': [1]}
+        assert listener.next('reading') == {'b': [7]}
+        assert listener.described['a'] == Sensor('°C', ())
+    assert make_source('udp').port == 47269
+
+
+def test_udp_stamps_with_the_time_that_a_line_tells():
+    source = Udp('127.0.0.1', 0)
+    readings = source.readings(0.1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        threading.Timer(0.05, lambda: (wait_until(lambda: source.port),
+                                       sock.sendto(b'a:1627551892437:1', ('127.0.0.1', source.port)))).start()
+        assert next(readings).stamp == 1627551892.437
+    readings.close()
+
+
+def test_udp_port_that_is_taken_is_named_and_tried_again():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(('127.0.0.1', 0))
+        source = Udp('127.0.0.1', sock.getsockname()[1])
+        with run(source) as listener:
+            assert listener.next('trouble').startswith('udp: cannot listen at UDP port %d' % source.port)
+            sock.close()
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                answered = threading.Event()
+                threading.Thread(target=lambda: [sender.sendto(b'a:1', ('127.0.0.1', source.port))
+                                                 for _ in range(500) if not answered.wait(0.02)], daemon=True).start()
+                assert listener.next('reading') == {'a': [1]}
+                answered.set()
+
+
+def test_udp_of_which_nothing_comes_says_so():
+    with run(Udp('127.0.0.1', 0), patience=0.3) as listener:
+        assert 'nobody sends to UDP port' in listener.next('trouble')
+
+
+@pytest.fixture
+def board():
+    """A microcontroller at a serial port: (what it writes to, the port's name)."""
+    controller, terminal = os.openpty()
+    yield controller, os.ttyname(terminal)
+    for descriptor in (controller, terminal):
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def test_serial_port_hands_lines_through_at_its_speed(board):
+    controller, name = board
+    source = Serial(name, 57600)
+    with run(source) as listener:
+        os.write(controller, b'5.7\n>temp:21.5\r\nhum:40\n')      # it was in the middle of a line when we came
+        assert listener.next('reading') == {'temp': [21.5], 'hum': [40]}
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOCTTY)
+        try:
+            flags = termios.tcgetattr(descriptor)
+        finally:
+            os.close(descriptor)
+        assert flags[4] == flags[5] == termios.B57600
+        assert not flags[3] & (termios.ICANON | termios.ECHO) and not flags[0] & termios.ICRNL
+        os.write(controller, b'\x00\xff%%\nhum:41\n')
+        assert listener.next('reading') == {'hum': [41]}
+
+
+def test_serial_port_that_goes_away_is_named_and_found_again(tmp_path):
+    path = str(tmp_path.joinpath('ttyUSB0'))
+    with run(Serial(path)) as listener:
+        assert listener.next('trouble') == 'serial: cannot open %s (No such file or directory)' % path
+        controller, terminal = os.openpty()
+        os.symlink(os.ttyname(terminal), path)
+        done = threading.Event()
+        threading.Thread(target=chatter, args=(controller, done), daemon=True).start()
+        assert listener.next('reading')
+        done.set()
+        os.close(terminal)
+        os.close(controller)
+        assert 'serial: %s went away' % path in listener.next('trouble')
+
+
+def chatter(descriptor, done):
+    """Write lines until it is enough."""
+    for n in range(10000):
+        if done.wait(0.01):
+            break
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b'n:%d\n' % n)
+
+
+def test_serial_port_at_the_wrong_speed_asks_for_it(board):
+    controller, name = board
+    with run(Serial(name, 9600), patience=0.5) as listener:
+        os.write(controller, b'\n\x8f\xa3\xff\x10~~\n')
+        assert 'is 9600 the speed of %s? the last line was' % name in listener.next('trouble')
+
+
+def test_serial_port_has_no_speed_of_its_own_invention(board):
+    with run(Serial(board[1], 12345)) as listener:
+        assert listener.next('trouble') == 'serial: 12345 is no speed that this system has'
+
+
+def test_standard_input_is_read_to_its_end_which_is_told_once():
+    reading_end, writing_end = os.pipe()
+    source = Stdin(reading_end)
+    try:
+        with run(source) as listener:
+            os.write(writing_end, b'temp,hum\n21.5,')
+            os.write(writing_end, b'40\nnoise\nlast:5')
+            assert listener.next('reading') == {'temp': [21.5], 'hum': [40]}
+            os.close(writing_end)
+            assert listener.next('reading') == {'last': [5]}
+            assert listener.next('trouble') == 'stdin: standard input has ended'
+            with pytest.raises(queue.Empty):
+                listener.events.get(timeout=0.5)
+    finally:
+        os.close(reading_end)
+
+
+def test_program_is_read_and_ended_with_what_it_started(tmp_path):
+    pids = tmp_path.joinpath('pids')
+    command = 'echo $$ >> %s; (sleep 60 & echo $! >> %s; while echo "temp:21.5§°C|g"; do sleep 0.02; done)' % (pids, pids)
+    with run(Command(command)) as listener:
+        assert listener.next('reading') == {'temp': [21.5]}
+        assert listener.described == {'temp': Sensor('°C', ())}
+        started = [int(pid) for pid in pids.read_text().split()]
+        assert len(started) == 2 and all(map(alive, started))
+    wait_until(lambda: not any(map(alive, started)), 'the end of the program and its child')
+
+
+def test_program_that_ends_is_named_and_started_again(tmp_path):
+    count = tmp_path.joinpath('count')
+    command = 'echo x >> %s; echo "n: $(wc -l < %s)"; echo "no sensor on the bus!" >&2; exit 3' % (count, count)
+    with run(Command(command)) as listener:
+        assert listener.next('reading') == {'n': [1]}
+        assert re.match('cmd: `echo x .*` ended with 3: no sensor on the bus!$', listener.next('trouble'))
+        assert listener.next('reading') == {'n': [2]}
+
+
+@pytest.mark.parametrize('command, words', [
+    ('no-such-program-here', 'ended with 127: .*not found'),
+    ('kill -9 $$', 'was killed by signal 9'),
+    ('printf "\\211PNG\\r\\n\\032\\n"', 'ended with 0'),
+    ('head -c 300000 /dev/zero', 'ended with 0'),
+])
+def test_program_that_fails_or_talks_garbage_is_named(command, words):
+    with run(Command(command)) as listener:
+        assert re.search(words, listener.next('trouble'))
+
+
+@pytest.mark.parametrize('command, words', [
+    ('exec sleep 60', 'does it flush its output after each line'),
+    ('trap "" TERM; echo started well!; sleep 60', "the last line was 'started well!'"),
+])
+def test_program_that_hangs_is_named_and_ended(command, words):
+    with run(Command(command), patience=0.4) as listener:
+        trouble = listener.next('trouble')
+    assert 'no reading for 0.4 seconds' in trouble and words in trouble
+
+
+def test_lines_of_sensors_that_are_not_wanted_are_left_out():
+    source = Command('while echo "a:1 b:2 c:3"; do sleep 0.02; done')
+    source.wanted = ('b',)
+    with run(source) as listener:
+        assert listener.next('reading') == {'b': [2]}
+
+
+@pytest.mark.parametrize('text, attributes', [
+    ('udp', {'host': '', 'port': 47269}),
+    ('udp:5000', {'host': '', 'port': 5000}),
+    ('udp:[::1]:5000', {'host': '::1', 'port': 5000}),
+    ('serial:/dev/ttyUSB0', {'path': '/dev/ttyUSB0', 'speed': 115200}),
+    ('serial:/dev/ttyACM0@9600', {'path': '/dev/ttyACM0', 'speed': 9600}),
+    ('stdin', {'descriptor': 0}),
+    ('cmd:rtl_433 -F json', {'command': 'rtl_433 -F json'}),
+    ('sensorserver://192.168.1.7', {'host': '192.168.1.7', 'port': 8080}),
+    ('sensorserver://192.168.1.7:8081/', {'host': '192.168.1.7', 'port': 8081}),
+    ('sensorserver://[fe80::1]:8081', {'host': '[fe80::1]', 'port': 8081}),
+    ('simulated', {'simulated': True}),
+])
+def test_sources_are_found_by_their_names(text, attributes):
+    source = find_source(source_name(text), ['accel'])
+    assert {name: getattr(source, name) for name in attributes} == attributes
+    assert source.wanted == ('accel',)
+
+
+@pytest.mark.parametrize('text, words', [
+    ('crystal-ball', 'invalid choice.*simulated.*sensorserver://HOST'),
+    ('serial', 'invalid choice'),
+    ('udp:99999', 'from 0 to 65535'),
+    ('serial:/dev/ttyUSB0@fast', 'no number of bits'),
+    ('sensorserver://', 'invalid choice'),
+    ('cmd:', 'invalid choice'),
+])
+def test_sources_that_nobody_has_are_explained(text, words, capsys):
+    parser = argparse.ArgumentParser()
+    add_source_options(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--source', text])
+    assert re.search(words, capsys.readouterr().err)
+    assert parser.parse_args(['--sensors', 'usual, location,']).sensors == ('usual', 'location')
+
+
+##############################################################################
+# SensorServer: a phone as a source
+##############################################################################
+
+class PhoneApp:
+    """The app SensorServer, as its documentation and its answers are: types, codes and reasons, key for key."""
+
+    def __init__(self, kinds, names=None, allowed=True):
+        self.kinds = kinds
+        self.allowed = allowed
+        self.asked = []           # the types of each connection
+        self.raw = None           # what it says instead of readings
+        self.silent = threading.Event()
+        self.boot = time.time() - 43.5
+        self.server = minws.serve({'/sensor/connect': self.one, '/sensors/connect': self.several, '/gps': self.gps,
+                                   '/touchscreen': self.touchscreen}, '127.0.0.1', 0)
+        self.lister = minws.serve({}, '127.0.0.1', 0, pages={'/sensors': lambda request: json_response(names)}) \
+            if names is not None else None
+        for server in filter(None, (self.server, self.lister)):
+            server.start()
+
+    def source(self, *wanted):
+        port = self.lister.port if self.lister else unused_port()
+        source = SensorServer('127.0.0.1', self.server.port, port)
+        source.wanted = wanted
+        return source
+
+    def one(self, ws):
+        self.asked.append([ws.request.query.get('type')])
+        kind = ws.request.query.get('type')
+        if kind not in self.kinds:
+            return ws.close(4001, 'Sensor of type %s not found' % kind)
+        self.stream(ws, [kind], single=True)
+
+    def several(self, ws):
+        kinds = json.loads(ws.request.query['types'])
+        self.asked.append(kinds)
+        if len(kinds) < 2:
+            return ws.close(4007, 'At least two sensor types must be specified')
+        for kind in kinds:
+            if kind not in self.kinds:
+                return ws.close(4001, 'sensor of type %s not found' % kind)
+        self.stream(ws, kinds)
+
+    def stream(self, ws, kinds, single=False):
+        n = 0
+        with contextlib.suppress(minws.ConnectionClosed):
+            while not self.silent.is_set():
+                n += 1
+                for kind in kinds:
+                    message = {'values': [n, 2.5, -3.5, 0.5, 0.25][:5 if 'rotation' in kind else 3], 'accuracy': 2,
+                               'timestamp': int((time.time() - self.boot) * 1e9)}
+                    ws.send(self.raw or json.dumps(message if single else dict(message, type=kind)))
+                with contextlib.suppress(TimeoutError):
+                    ws.recv(timeout=0.02)
+            for _ in ws:
+                pass
+
+    def gps(self, ws):
+        if not self.allowed:
+            return ws.close(4009, "Location permission required. Please enable it in your device's App Settings.")
+        for message in ws:
+            if message.lower() == 'getlastknownlocation':
+                ws.send(json.dumps({'longitude': 8.5, 'latitude': 47.5, 'altitude': 410.5, 'bearing': 0.0,
+                                    'accuracy': 12.0, 'speed': 0.0, 'time': 1763740000500, 'lastKnowLocation': True}))
+
+    def touchscreen(self, ws):
+        with contextlib.suppress(minws.ConnectionClosed):
+            for n, action in enumerate(('ACTION_DOWN', 'ACTION_MOVE', 'ACTION_UP')):
+                ws.send(json.dumps({'x': 100.5 + n, 'y': 200.5, 'action': action}))
+            for _ in ws:
+                pass
+
+    def close(self):
+        for server in filter(None, (self.server, self.lister)):
+            server.shutdown()
+
+
+def unused_port():
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return sock.getsockname()[1]
+
+
+@contextlib.contextmanager
+def phone_app(*kinds, **options):
+    app = PhoneApp(['android.sensor.' + kind if '.' not in kind else kind for kind in kinds], **options)
+    try:
+        yield app
+    finally:
+        app.close()
+
+
+def test_sensorserver_reads_what_the_phone_has_without_its_list():
+    with phone_app('accelerometer', 'light', 'rotation_vector') as app, run(app.source()) as listener:
+        values = listener.next_with('accel')
+        assert values[1:] == [2.5, -3.5]
+        assert len(listener.next_with('rotation')) == 4               # of five
+        assert len(listener.next_with('light')) == 1                  # of three
+        assert listener.described['light'] == Sensor('lx', ())
+    assert len(app.asked) == len(ANDROID_SENSORS) - 3 + 1             # one attempt for each type that it has not
+    assert len(app.asked[-1]) == 3
+
+
+def test_sensorserver_reads_what_the_phone_lists():
+    names = [{'name': 'LSM6DSO Accelerometer', 'type': 'android.sensor.accelerometer'},
+             {'name': 'Light', 'type': 'android.sensor.light'},
+             {'name': 'basic_gestures', 'type': 'com.qti.sensor.basic_gestures'}]
+    kinds = [name['type'] for name in names]
+    with phone_app(*kinds, names=names) as app:
+        with run(app.source()) as listener:
+            assert listener.next_with('accel')
+        assert len(app.asked) == 1
+        with run(app.source('light', 'basic_gestures')) as listener:
+            assert listener.next_with('com.qti.sensor.basic_gestures')
+            assert listener.next_with('light')
+
+
+def test_sensorserver_connects_for_one_sensor_by_the_address_for_one():
+    with phone_app('accelerometer', 'light') as app, run(app.source('accel')) as listener:
+        assert set(listener.next('reading')) == {'accel'}
+        assert app.asked == [['android.sensor.accelerometer']]
+
+
+def test_sensorserver_puts_the_time_since_the_phones_start_on_our_clock():
+    with phone_app('accelerometer', 'light') as app:
+        source = app.source('accel', 'light')
+        readings = source.readings(0.1)
+        stamps = [next(readings).stamp for _ in range(20)]
+        readings.close()
+    assert all(abs(stamp - time.time()) < 5 for stamp in stamps)
+    assert stamps == sorted(stamps) and stamps[-1] > stamps[0]
+
+
+def test_sensorserver_tells_touches_and_on_demand_where_the_phone_is():
+    with phone_app('accelerometer', 'light') as app:
+        with run(app.source('touch', 'touched')) as listener:
+            assert [listener.next('reading') for _ in range(3)] == [
+                {'touch': [100.5, 200.5], 'touched': [1]}, {'touch': [101.5, 200.5], 'touched': [1]},
+                {'touch': [102.5, 200.5], 'touched': [0]}]
+        with run(app.source('usual', 'location')) as listener:
+            assert listener.next_with('location') == [47.5, 8.5]
+            assert listener.next_with('accel')
+
+
+def test_sensorserver_that_may_not_tell_where_it_is_still_has_sensors():
+    with phone_app('accelerometer', 'light', allowed=False) as app:
+        with run(app.source('usual', 'location')) as listener:
+            for _ in range(5):
+                assert listener.next_with('accel')
+        with run(app.source('location')) as listener:
+            assert 'refuses: Location permission required' in listener.next('trouble')
+
+
+def test_sensorserver_without_the_wanted_sensors_says_so():
+    with phone_app('light') as app, run(app.source('accel', 'gyro')) as listener:
+        assert listener.next('trouble') == 'sensorserver: the phone has none of the sensors that are wanted'
+
+
+def test_sensorserver_that_is_stopped_is_named_and_found_again():
+    with phone_app('accelerometer', 'light') as app:
+        port = app.server.port
+        with run(app.source('accel', 'light')) as listener:
+            assert listener.next_with('accel')
+            for ws in app.server.connections:
+                ws.close(4004, 'Server stopped')
+            assert listener.next('trouble') == 'sensorserver: it refuses: Server stopped'
+            assert listener.next_with('accel')
+            app.server.shutdown()
+            assert 'sensorserver: it closed the connection' in listener.next('trouble')
+            assert 'no SensorServer at 127.0.0.1:%d' % port in listener.next('trouble')
+
+
+def test_sensorserver_that_hangs_is_named():
+    with phone_app('accelerometer', 'light') as app, run(app.source('accel', 'light'), patience=0.5) as listener:
+        assert listener.next_with('accel')
+        app.silent.set()
+        assert 'no reading for 0.5 seconds' in listener.next('trouble')
+        app.silent.clear()
+        assert listener.next_with('accel')
+
+
+@pytest.mark.parametrize('raw', ['<html>', '[]', '{"values": null, "type": "android.sensor.light"}', '{"type": 5}',
+                                 '{"values": ["x"], "type": "android.sensor.light", "timestamp": []}', b'\x00'])
+def test_sensorserver_that_talks_garbage_is_named(raw):
+    with phone_app('accelerometer', 'light') as app:
+        app.raw = raw
+        with run(app.source('accel', 'light'), patience=0.4) as listener:
+            assert 'it sent' in listener.next('trouble')
+            app.raw = None
+            assert listener.next_with('accel')
+
+
+def test_sensorserver_that_is_something_else_is_named():
+    with socket.socket() as listening:
+        listening.bind(('127.0.0.1', 0))
+        listening.listen(5)
+        threading.Thread(target=lambda: [listening.accept()[0].sendall(b'SSH-2.0-OpenSSH\r\n') for _ in range(3)],
+                         daemon=True).start()
+        with run(SensorServer('127.0.0.1', listening.getsockname()[1], 1)) as listener:
+            assert 'no SensorServer at 127.0.0.1' in listener.next('trouble')
+
+
+##############################################################################
+# SensorServer: a hub that answers as a phone does
+##############################################################################
+
+@contextlib.contextmanager
+def serving(station):
+    with minws.serve(station.routes, '127.0.0.1', 0, pages=station.pages) as server:
+        server.start()
+        yield server
+
+
+@pytest.fixture
+def station():
+    station = Station()
+    station.reading('pixel', 1763740000.5, {'accel': [0.1, 0.2, 9.8], 'light': [310.0], 'location': [47.5, 8.5]})
+    station.reading('board', 1763740000.5, {'temperature': [21.5], 'touch': [1.0, 2.0], 'touched': [0.0]})
+    return station
+
+
+def ask(server, path):
+    return minws.connect('ws://127.0.0.1:%d%s' % (server.port, path))
+
+
+def hear(ws, station, device, stamp, reading):
+    """Return what a connection hears of a reading, once it listens."""
+    wait_until(lambda: station._listeners)
+    station.reading(device, stamp, reading)
+    return json.loads(ws.recv(timeout=DEADLINE))
+
+
+def test_station_answers_programs_that_were_written_for_the_app(station):
+    # What the app's documentation shows: connect, load, take the values.
+    with serving(station) as server, ask(server, '/sensor/connect?type=android.sensor.accelerometer') as ws:
+        message = hear(ws, station, 'pixel', 1763740001.5, {'accel': [1.0, 2.0, 3.0], 'light': [5.0]})
+        assert message == {'values': [1.0, 2.0, 3.0], 'timestamp': 1763740001500000000, 'accuracy': 3}
+
+
+def test_station_tells_the_type_of_several(station):
+    path = '/sensors/connect?types=["android.sensor.accelerometer","android.sensor.light"]'
+    with serving(station) as server, ask(server, path.replace('"', '%22')) as ws:
+        message = hear(ws, station, 'pixel', 1.5, {'light': [5.0], 'gyro': [1.0, 2.0, 3.0]})
+        assert message == {'values': [5.0], 'timestamp': 1500000000, 'accuracy': 3, 'type': 'android.sensor.light'}
+
+
+def test_station_takes_one_device_the_first_that_has_it_or_the_one_that_is_named(station):
+    station.reading('tablet', 1.0, {'light': [1.0]})
+    with serving(station) as server:
+        for path, device in (('', 'pixel'), ('&device=tablet', 'tablet')):
+            with ask(server, '/sensor/connect?type=android.sensor.light' + path) as ws:
+                wait_until(lambda: station._listeners)
+                station.reading('tablet', 2.0, {'light': [22.0]})
+                station.reading('pixel', 2.0, {'light': [11.0]})
+                assert json.loads(ws.recv(timeout=DEADLINE))['values'] == [{'pixel': 11.0, 'tablet': 22.0}[device]]
+            wait_until(lambda: not station._listeners)
+
+
+def test_station_tells_where_a_phone_is(station):
+    with serving(station) as server, ask(server, '/gps') as ws:
+        ws.send('getLastKnownLocation')
+        last = json.loads(ws.recv(timeout=DEADLINE))
+        assert (last['latitude'], last['longitude'], last['time'], last['lastKnowLocation']) == (
+            47.5, 8.5, 1763740000500, True)
+        fix = hear(ws, station, 'pixel', 2.0, {'location': [47.6, 8.6], 'speed': [1.5], 'location accuracy': [5.0]})
+        assert fix == {'latitude': 47.6, 'longitude': 8.6, 'altitude': 0.0, 'bearing': 0.0, 'accuracy': 5.0,
+                       'speed': 1.5, 'time': 2000, 'lastKnowLocation': False}
+
+
+def test_station_tells_touches(station):
+    with serving(station) as server, ask(server, '/touchscreen') as ws:
+        wait_until(lambda: station._listeners)
+        for n, touched in enumerate((1.0, 1.0, 0.0)):
+            station.reading('board', float(n), {'touch': [n + 0.5, 2.5], 'touched': [touched]})
+        assert [json.loads(ws.recv(timeout=DEADLINE)) for _ in range(3)] == [
+            {'x': 0.5, 'y': 2.5, 'action': 'ACTION_DOWN'}, {'x': 1.5, 'y': 2.5, 'action': 'ACTION_MOVE'},
+            {'x': 2.5, 'y': 2.5, 'action': 'ACTION_UP'}]
+
+
+@pytest.mark.parametrize('path, code', [
+    ('/sensor/connect', 4003),
+    ('/sensor/connect?type=', 4008),
+    ('/sensor/connect?type=android.sensor.sonar', 4001),
+    ('/sensor/connect?type=' + 'x' * 500, 4001),
+    ('/sensor/connect?type=android.sensor.light&device=other', 4001),
+    ('/sensors/connect', 4003),
+    ('/sensors/connect?types=light', 4006),
+    ('/sensors/connect?types=%5B5%5D', 4006),
+    ('/sensors/connect?types=%5B%5D', 4008),
+    ('/sensors/connect?types=%5B%22android.sensor.light%22%5D', 4007),
+    ('/sensors/connect?types=%5B%22android.sensor.light%22,%22android.sensor.gyroscope%22%5D', 4001),
+])
+def test_station_refuses_with_the_codes_of_the_app(station, path, code):
+    with serving(station) as server, ask(server, path) as ws:
+        with pytest.raises(minws.ConnectionClosed):
+            ws.recv(timeout=DEADLINE)
+        assert ws.close_code == code
+    assert not station._listeners
+
+
+def test_station_is_not_held_up_by_a_program_that_does_not_listen(station):
+    with serving(station) as server, ask(server, '/sensor/connect?type=android.sensor.accelerometer') as ws:
+        wait_until(lambda: station._listeners)
+        began = time.monotonic()
+        for n in range(20000):
+            station.reading('pixel', float(n), {'accel': [float(n), 0.0, 0.0]})
+        assert time.monotonic() - began < DEADLINE
+        last = None
+        while last != 19999:
+            last = json.loads(ws.recv(timeout=DEADLINE))['values'][0]
+
+
+def test_station_serves_a_source_of_ours(station):
+    with serving(station) as server:
+        source = SensorServer('127.0.0.1', server.port, server.port)
+        done = threading.Event()
+
+        def move():
+            n = 0
+            while not done.wait(0.02):
+                n += 1
+                station.reading('pixel', time.time(), {'accel': [float(n), 0.5, 9.5], 'light': [float(n)]})
+
+        threading.Thread(target=move, daemon=True).start()
+        source.wanted = ('accel', 'light')
+        with run(source) as listener:
+            assert listener.next_with('accel')[1:] == [0.5, 9.5]
+            assert listener.next_with('light')
+        done.set()
+
+
+def test_station_forgets_a_device(station):
+    station.forget('pixel')
+    assert station._device(None, ['android.sensor.light']) == (None, 'android.sensor.light')

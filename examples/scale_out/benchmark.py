@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import selectors
 import shutil
 import signal
 import socket
@@ -30,7 +31,6 @@ from examples.scale_out.mqtt import HERE, Publisher
 
 TIMEOUT = 60.0                # seconds for a whole measurement
 MESSAGE = json.dumps({'d': 'pixel', 't': 1763740000.123456, 's': {'accel': [0.123456, -0.234567, 9.812345]}})
-LAST = '{"last": true}'
 SENSORS, RATE = 12, 50
 
 
@@ -44,15 +44,21 @@ def unused_port():
         return sock.getsockname()[1]
 
 
+def answers(port):
+    with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port), 1):
+        return True
+    return False
+
+
 @contextlib.contextmanager
-def program(*command, port=None, output=subprocess.DEVNULL):
-    """Run a program, once it answers at the port."""
-    process = subprocess.Popen(list(map(str, command)), stdout=output, universal_newlines=True)
+def program(*command, ports=(), output=subprocess.DEVNULL):
+    """Run a program, once it answers at the ports."""
+    process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=subprocess.DEVNULL, universal_newlines=True)
     try:
         deadline = time.monotonic() + TIMEOUT
-        while port is not None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port), 1):
-                break
+        for port in ports:
+            while not answers(port) and time.monotonic() < deadline:
+                time.sleep(0.02)
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
@@ -80,50 +86,73 @@ def memory(pid):
 # Redis
 ##############################################################################
 
-class Counter(minws.WebSocketClient):
-    """A viewer that counts, in one thread with all others."""
+class Viewers:
+    """Sockets that count the bytes they hear, in one thread: the servers are to be measured, not those who listen."""
 
-    count = 0
-    ended = None
+    FRAME = 2 + len(MESSAGE)  # RFC 6455 5.2: shorter than 126 bytes, and a server does not mask
 
-    def received_message(self, message):
-        if message.data == LAST.encode():
-            self.ended = time.monotonic()
-        else:
-            self.count += 1
+    def __init__(self, port, count):
+        self.heard = {self._join(port): 0 for _ in range(count)}   # socket -> bytes
+        self._selector = selectors.DefaultSelector()
+        for sock in self.heard:
+            self._selector.register(sock, selectors.EVENT_READ)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _join(self, port):
+        sock = socket.create_connection(('127.0.0.1', port), TIMEOUT)
+        sock.sendall(b'GET /ws HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n'
+                     b'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n' % port)
+        answer = b''
+        while not answer.endswith(b'\r\n\r\n'):
+            answer += sock.recv(1)
+        return sock
+
+    def _run(self):
+        while not self._stopping:
+            for key, _ in self._selector.select(0.2):
+                self.heard[key.fileobj] += len(key.fileobj.recv(1 << 18))
+
+    def least(self):
+        """Return how many messages the viewer has heard that has heard least."""
+        return min(self.heard.values()) // self.FRAME
+
+    def all(self):
+        return sum(self.heard.values()) // self.FRAME
+
+    def close(self):
+        self._stopping = True
+        self._thread.join()
+        self._selector.close()
+        for sock in self.heard:
+            sock.close()
 
 
-def measure_processes(count, viewers, messages, window=200):
+def measure_processes(count, viewers, messages, window=500):
     """Print how fast so many processes are. Not more than `window` messages are on their way at once."""
     redis_port, port = unused_port(), unused_port()
-    with program(find('redis-server'), '--port', redis_port, '--bind', '127.0.0.1', '--save', '', port=redis_port), \
+    with program(find('redis-server'), '--port', redis_port, '--bind', '127.0.0.1', '--save', '', ports=[redis_port]), \
             program(sys.executable, '-m', 'examples.scale_out.redis_broadcast', '--host', '127.0.0.1', '--port', port,
                     '--processes', count, '--redis', 'redis://127.0.0.1:%d' % redis_port,
                     output=subprocess.PIPE) as servers:
         for _ in range(2 * count):
             servers.stdout.readline()
-        manager = minws.WebSocketManager()
-        manager.start()
-        clients = [Counter('ws://127.0.0.1:%d/ws' % port) for _ in range(viewers)]
-        for client in clients:
-            client.connect()
-            manager.add(client)
+        hearing = Viewers(port, viewers)
         before, began = processor_seconds(servers.pid), time.monotonic()
         with minws.connect('ws://127.0.0.1:%d/push' % port) as device:
             for n in range(messages):
                 device.send(MESSAGE)
-                while n - min(client.count for client in clients) > window and time.monotonic() - began < TIMEOUT:
+                while n % 50 == 0 and n - hearing.least() > window and time.monotonic() - began < TIMEOUT:
                     time.sleep(0.001)
-            device.send(LAST)
-            while not all(client.ended for client in clients) and time.monotonic() - began < TIMEOUT:
-                time.sleep(0.01)
-        seconds = max(client.ended or time.monotonic() for client in clients) - began
-        busy = processor_seconds(servers.pid) - before
-        heard = sum(client.count for client in clients)
-        print('%d process%s: %6d of %d delivered in %5.2f s, %6d/s, %4.1f µs of the servers each' % (
-            count, 'es' if count > 1 else '  ', heard, viewers * messages, seconds, heard / seconds, 1e6 * busy / heard))
-        manager.close_all()
-        manager.stop()
+            while hearing.least() < messages and time.monotonic() - began < TIMEOUT:
+                time.sleep(0.001)
+        seconds, busy = time.monotonic() - began, processor_seconds(servers.pid) - before
+        heard = hearing.all()
+        print('%d process%s: %d of %d delivered in %.2f s, %d/s; %.1f µs of the servers each, %.0f %% of a core' % (
+            count, 'es' if count > 1 else '', heard, viewers * messages, seconds, heard / seconds, 1e6 * busy / heard,
+            100 * busy / seconds))
+        hearing.close()
 
 
 ##############################################################################
@@ -166,7 +195,7 @@ def measure_broker(viewers, seconds):
             settings = file.read().replace('listener 1883', 'listener %d 127.0.0.1' % port)
         with open(os.path.join(directory, 'mosquitto.conf'), 'w') as file:
             file.write(settings.replace('listener 9001', 'listener %d 127.0.0.1' % websocket))
-        with program(find('mosquitto'), '-c', file.name, port=port) as broker:
+        with program(find('mosquitto'), '-c', file.name, ports=[port, websocket]) as broker:
             publisher, ages, until = Publisher('127.0.0.1', port), [], time.monotonic() + seconds
             publisher.start()
             sleeping = [mqtt_join(websocket) for _ in range(stalled)]

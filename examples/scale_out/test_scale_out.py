@@ -61,16 +61,17 @@ def answers(port):
 
 
 class Daemon:
-    """A program that listens at `port`; `start` after `stop` starts it anew."""
+    """A program that listens at ports; `start` after `stop` starts it anew."""
 
-    def __init__(self, port, *command):
-        self.port = port
+    def __init__(self, ports, *command):
+        self.ports = ports
         self.command = [find(command[0])] + [str(word) for word in command[1:]]
         self.start()
 
     def start(self):
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-        wait_until(lambda: answers(self.port) or self.process.poll() is not None, 'the start of %s' % self.command[0])
+        wait_until(lambda: all(map(answers, self.ports)) or self.process.poll() is not None,
+                   'the start of %s' % self.command[0])
         assert self.process.poll() is None
 
     def stop(self, number=signal.SIGTERM):
@@ -99,8 +100,8 @@ def broker(tmp_path):
         settings = file.read().replace('listener 1883', 'listener %d 127.0.0.1' % port)
     settings = settings.replace('listener 9001', 'listener %d 127.0.0.1' % websocket)
     tmp_path.joinpath('mosquitto.conf').write_text(settings)
-    with running(Daemon(port, 'mosquitto', '-c', tmp_path.joinpath('mosquitto.conf'))) as daemon:
-        daemon.websocket = websocket
+    with running(Daemon([port, websocket], 'mosquitto', '-c', tmp_path.joinpath('mosquitto.conf'))) as daemon:
+        daemon.port, daemon.websocket = port, websocket
         yield daemon
 
 
@@ -234,7 +235,7 @@ def test_mqtt_page_hears_the_broker(broker, publisher):
 @pytest.fixture
 def redis_server():
     port = unused_port()
-    with running(Daemon(port, 'redis-server', '--port', port, '--bind', '127.0.0.1', '--save', '')) as daemon:
+    with running(Daemon([port], 'redis-server', '--port', port, '--bind', '127.0.0.1', '--save', '')) as daemon:
         daemon.url = 'redis://127.0.0.1:%d' % port
         yield daemon
 
@@ -329,7 +330,7 @@ def test_redis_joins_servers_behind_nginx(redis_server, tmp_path):
             settings = file.read().replace('listen 9000', 'listen 127.0.0.1:%d' % port)
         settings = settings.replace(':9001', ':%d' % one.port).replace(':9002', ':%d' % other.port)
         tmp_path.joinpath('nginx.conf').write_text(settings)
-        with running(Daemon(port, 'nginx', '-p', tmp_path, '-c', tmp_path.joinpath('nginx.conf'))), \
+        with running(Daemon([port], 'nginx', '-p', tmp_path, '-c', tmp_path.joinpath('nginx.conf'))), \
                 contextlib.ExitStack() as stack:
             viewers = [stack.enter_context(join(port)) for _ in range(4)]
             wait_until(lambda: len(one.connections) == len(other.connections) == 2, 'a fair share')

@@ -222,7 +222,7 @@ class Aside:
     def _run(self):
         try:
             self._result = self._call()
-        except (OSError, ValueError, SourceError) as error:
+        except Exception as error:  # which take() raises in the thread that can tell of it
             self._error = error
 
 
@@ -1403,7 +1403,7 @@ def main(argv=None):
     parser.add_argument('uri', metavar='ws://HOST:PORT/push')
     add_source_options(parser)
     arguments = parser.parse_args(argv)
-    source = find_source(arguments.source)
+    source = find_source(arguments.source, arguments.sensors)
     print('source: %s' % source.name, flush=True)
     try:
         push(arguments.uri, source, arguments.rate, arguments.name or device_name()[:MAX_NAME])

@@ -53,7 +53,8 @@ def answers(port):
 @contextlib.contextmanager
 def program(*command, ports=(), output=subprocess.DEVNULL):
     """Run a program, once it answers at the ports."""
-    process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=subprocess.DEVNULL, universal_newlines=True)
+    process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=subprocess.DEVNULL,
+                               universal_newlines=True)
     try:
         deadline = time.monotonic() + TIMEOUT
         for port in ports:

@@ -906,8 +906,10 @@ def file_probe(sensor, meaning, paths, factor=1, offsets=None, scales=None):
 def iio_probes(root):
     for device in sorted(glob.glob(os.path.join(root, 'sys/bus/iio/devices/iio:device*'))):
         for kind, sensor, meaning, factor in IIO_SENSORS:
-            for channel in iio_channels(device, kind, meaning.axes):
-                yield iio_probe(device, kind, channel, sensor, meaning, factor)
+            channels = iio_channels(device, kind, meaning.axes)
+            for channel in channels:
+                name = sensor + channel.replace('_', ' ') if len(channels) > 1 or not channel.isdigit() else sensor
+                yield iio_probe(device, kind, channel, name, meaning, factor)
 
 
 def iio_channels(device, kind, axes):
@@ -925,7 +927,7 @@ def iio_probe(device, kind, channel, sensor, meaning, factor):
     """Return the Probe of a channel; an attribute that the channel has not is that of all channels of its kind."""
     shared = os.path.join(device, 'in_' + kind)
     parts = [shared + '_' + axis for axis in meaning.axes] or [shared + channel]
-    label = label_of(device, 'in_%s%s_label' % (kind, channel), sensor + channel.replace('_', ' '))
+    label = label_of(device, 'in_%s%s_label' % (kind, channel), sensor)
     if all(os.path.exists(part + '_input') for part in parts):  # processed by the driver
         return file_probe(label, meaning, [part + '_input' for part in parts], factor)
     offsets = [number_or(0, part + '_offset', shared + '_offset') for part in parts]

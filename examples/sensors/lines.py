@@ -25,6 +25,7 @@ import time
 from examples.droid_sensor import ANDROID, ANDROID_SENSORS, MAX_NAME, XYZ, Clock, Sensor, location_reading
 
 MAX_LINE = 1 << 16            # characters; JSON of sixty sensors has five thousand, a batch of a phone more
+MAX_PLAIN = 1 << 12           # of a line that is no JSON; a table of sixty columns is not that wide
 MAX_SENSORS = 64              # of one State; a page shows no more of a device
 MAX_AXES = 16                 # Android's longest: an uncalibrated pose
 MAX_DEPTH = 3                 # of objects in objects
@@ -85,7 +86,8 @@ def parse(text, state=None, now=None):
     for line in re.split('[\r\n]+', text):
         line = line.strip('\0\ufeff \t')
         if line:
-            found = parse_line(line, state, now) if len(line) <= MAX_LINE else None
+            limit = MAX_LINE if line[0] in '{[' else MAX_PLAIN
+            found = parse_line(line, state, now) if len(line) <= limit else None
             state.garbage += found is None
             state.note = '' if found else line[:NOTE]
             readings += found or []
@@ -208,7 +210,7 @@ def parse_point(name, parts, unit, flat, state, now):
 ##############################################################################
 
 # A label may have spaces, as in the plotter's own documentation; what follows a number ends the part, but for a unit.
-PART = re.compile(r'\s*(?:([^:=,;\t]*[^:=,;\t\s])\s*[:=]\s*)?'
+PART = re.compile(r'\s*(?:([^:=,;\t]+)[:=]\s*)?'
                   r'(' + NUMBER + r'|[-+]?(?:nan|inf|ovf)\b)'
                   r'(?:\s?([°µΩ%A-Za-z][°µΩ%A-Za-z/²³]{0,5})(?=\s*(?:[,;\t]|$)))?'
                   r'(?:\s*[,;\t]\s*|\s+|$)', re.I)
@@ -225,6 +227,8 @@ def parse_parts(line, state, now):
             return None
         position, count = match.end(), count + 1
         label, value, unit = match.groups()
+        if label is not None and not label.strip():
+            return None
         readings += state.reading(label or 'value %d' % count, [number(value)], now, Sensor(unit or '', ()))
     return readings
 
@@ -358,7 +362,7 @@ def parse_header(line, state, now):
 
 def is_label(text):
     """Return whether text may name a column."""
-    name = name_and_unit(text)[0]
+    name = name_and_unit(text)[0] if len(text) <= 2 * MAX_NAME else ''
     return is_name(name) and ':' not in name and any(map(str.isalpha, name)) and number(name) is None
 
 
@@ -367,7 +371,7 @@ def parse_plot(line, state, now):
     cells = [cell.strip() for cell in line[1:].split(',')]
     if line[0] == '#':
         labels = [cell.lstrip('-') for cell in cells]  # dashes are for the pen
-        if all(is_name(name_and_unit(label)[0]) for label in labels):
+        if all(map(is_label, labels)):
             state._plot = [name_and_unit(label) for label in labels]
         return []
     if line[0] == '@':

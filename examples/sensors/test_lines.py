@@ -2,6 +2,7 @@
 import json
 import math
 import random
+import time
 
 import pytest
 
@@ -280,6 +281,21 @@ def test_any_bytes_do_no_harm():
         for reading in parse(''.join(chance.choice(pieces) for _ in range(chance.randrange(12))), state):
             assert all(map(math.isfinite, reading.values)) and reading.sensor.isprintable()
             assert not reading.meaning.axes or len(reading.meaning.axes) == len(reading.values)
+
+
+@pytest.mark.parametrize('line', [
+    'a:1' + ' 1' * 2000, 'x' + ' ' * 4000 + '!:1', 'a:1 ' * 1000 + '!', '1;' * 2000 + 'x', '(' * 2000 + ')' * 2000,
+    ' [' * 2000, ':' * 4000, '"' * 4000, ',' * 4000, '=' * 4000, '>' + 'a:' * 2000, '#' + '[' * 4000, '$' + '1,' * 2000,
+    '-' * 4000, '1e' * 2000, '{"a":' * 10000, '[' * 65000, '{"a":[' + '1,' * 30000 + '1]}', 'time,' * 800,
+    '2024-01-06T' * 300, 'label ' * 600, 'a.' * 2000, '|' * 4000, '§' * 4000, '\t' * 2000 + 'x' + ' \t' * 900,
+])
+def test_no_line_takes_long(line):
+    state = State()
+    parse('a,b,c\n1,2,3', state)
+    began = time.perf_counter()
+    for _ in range(3):
+        parse(line, state, NOW)
+    assert time.perf_counter() - began < 1.5                     # a few ms on a quiet machine
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 7, 1000])

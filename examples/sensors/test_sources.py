@@ -380,6 +380,14 @@ def test_the_position_is_read_only_if_it_is_named():
     assert not source.wants('accel') and source.wants('location')
 
 
+def test_push_client_reads_the_sensors_that_it_is_told(monkeypatch):
+    pushed = []
+    monkeypatch.setattr(droid_sensor, 'push', lambda *arguments: pushed.extend(arguments))
+    droid_sensor.main(['ws://127.0.0.1:1/push', '--source', 'simulated', '--sensors', 'light,gyro'])
+    source, = [argument for argument in pushed if isinstance(argument, Source)]
+    assert set(next(source.readings(0.1))) == {'light', 'gyro'}
+
+
 def test_clock_keeps_its_difference_until_it_jumps():
     clock = Clock()
     assert clock.utc(1763740000.5, 5.0) == 1763740000.5           # it has been set
@@ -500,6 +508,14 @@ def test_termux_reads_the_position_if_asked_by_the_network_when_the_satellites_h
     assert not any(alive(call[0]) for call in termux.calls())
 
 
+def test_termux_asks_first_in_the_way_that_was_answered_before(termux):
+    termux.answer(dict(termux.answers, **{'termux-location': {'API_ERROR': 'Failed to get location'},
+                                          'termux-location -p network -r once': FIX}))
+    source = termux.source('location')
+    assert source._location() == source._location() and source.sensors['location']
+    assert [call[3] for call in termux.calls()] == ['gps', 'network', 'network']
+
+
 @pytest.mark.parametrize('answer', ['hang', {'API_ERROR': 'Location permission is missing'}, 'garbage %%', {}])
 def test_termux_goes_on_without_a_battery_and_a_position_that_do_not_come(termux, answer):
     termux.answer(dict(termux.answers, **{'termux-battery-status': answer, 'termux-location': answer}))
@@ -594,11 +610,11 @@ def test_linux_reads_the_channels_of_a_converter(tree):
         'voltage0': [pytest.approx((2048 - 48) * 0.8056640625 / 1000)],
         'solar': [pytest.approx((1024 - 48) * 2 / 1000)],
         'voltage0-voltage1': [pytest.approx((512 - 48) * 0.8056640625 / 1000)],
-        'current3': [1.5], 'power0': [2.5], 'distance': [0.35], 'proximity': [77],
+        'current': [1.5], 'power': [2.5], 'distance': [0.35], 'proximity': [77],
         'temperature object': [29],
     }
-    assert {sensor: source.sensors[sensor].unit for sensor in ('solar', 'current3', 'power0', 'distance')} == {
-        'solar': 'V', 'current3': 'A', 'power0': 'W', 'distance': 'm'}
+    assert {sensor: source.sensors[sensor].unit for sensor in ('solar', 'current', 'power', 'distance')} == {
+        'solar': 'V', 'current': 'A', 'power': 'W', 'distance': 'm'}
 
 
 def test_linux_does_not_round(tree):
@@ -636,7 +652,7 @@ WIRE = '72 01 4b 46 7f ff 0e 10 57 : crc=57 %s\n72 01 4b 46 7f ff 0e 10 57 t=%d'
 def test_linux_reads_thermometers_on_one_wire_without_waiting_for_them(tree):
     tree.put('sys/bus/w1/devices/28-0316a2795dff/temperature', 23125)
     tree.put('sys/bus/w1/devices/28-01131b5d6caa/w1_slave', WIRE % ('YES', -1062))      # an older kernel
-    tree.put('sys/bus/w1/devices/28-000000000000/w1_slave', WIRE % ('NO', 85000))       # disturbed
+    tree.put('sys/bus/w1/devices/28-000000000000/w1_slave', WIRE % ('NO', 23125))       # disturbed
     tree.put('sys/bus/w1/devices/10-000802be73fa/temperature', 85000)                   # has not measured yet
     tree.put('sys/bus/w1/devices/w1_bus_master1/w1_master_name', 'w1_bus_master1')
     tree.put('sys/class/thermal/thermal_zone0/temp', 40000)
@@ -1152,6 +1168,19 @@ def test_station_tells_the_type_of_several(station):
     with serving(station) as server, ask(server, path.replace('"', '%22')) as ws:
         message = hear(ws, station, 'pixel', 1.5, {'light': [5.0], 'gyro': [1.0, 2.0, 3.0]})
         assert message == {'values': [5.0], 'timestamp': 1500000000, 'accuracy': 3, 'type': 'android.sensor.light'}
+
+
+def test_station_understands_addresses_that_are_not_escaped(station):
+    # websocket-client, which the app's examples use, writes the address as it is given.
+    with serving(station) as server, socket.create_connection(('127.0.0.1', server.port), DEADLINE) as sock:
+        sock.sendall(('GET /sensors/connect?types=["android.sensor.accelerometer","android.sensor.light"] HTTP/1.1\r\n'
+                      'Upgrade: websocket\r\nHost: 127.0.0.1:{0}\r\nOrigin: http://127.0.0.1:{0}\r\n'
+                      'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n'
+                      'Connection: Upgrade\r\n\r\n').format(server.port).encode())
+        assert sock.recv(65536).startswith(b'HTTP/1.1 101 ')
+        wait_until(lambda: station._listeners)
+        station.reading('pixel', 1.0, {'light': [5.0]})
+        assert b'"values": [5.0]' in sock.recv(65536)
 
 
 def test_station_takes_one_device_the_first_that_has_it_or_the_one_that_is_named(station):

@@ -210,7 +210,8 @@ def parse_point(name, parts, unit, flat, state, now):
 ##############################################################################
 
 # A label may have spaces, as in the plotter's own documentation; what follows a number ends the part, but for a unit.
-PART = re.compile(r'\s*(?:([^:=,;\t]+)[:=]\s*)?'
+# Its length is bounded so that no line makes the search for its end long.
+PART = re.compile(r'\s*(?:([^:=,;\t]{1,%d})[:=]\s*)?' % (2 * MAX_NAME) +
                   r'(' + NUMBER + r'|[-+]?(?:nan|inf|ovf)\b)'
                   r'(?:\s?([°µΩ%A-Za-z][°µΩ%A-Za-z/²³]{0,5})(?=\s*(?:[,;\t]|$)))?'
                   r'(?:\s*[,;\t]\s*|\s+|$)', re.I)

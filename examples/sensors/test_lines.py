@@ -292,10 +292,10 @@ def test_any_bytes_do_no_harm():
 def test_no_line_takes_long(line):
     state = State()
     parse('a,b,c\n1,2,3', state)
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(3):
         parse(line, state, NOW)
-    assert time.perf_counter() - began < 1.5                     # a few ms on a quiet machine
+    assert time.process_time() - began < 1.0                     # it is a few ms
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 7, 1000])

@@ -11,7 +11,8 @@ port of its own, with --processes 1; nginx.conf beside this file is for two of t
     /ws      who wants to hear it all
 
 Redis carries a message to the other processes and keeps nothing. While it is away each process goes on for itself, says
-so, and joins the others again when it is back. A viewer that is slower than the messages misses some.
+so, and joins the others again when it is back; what was on its way when Redis fell silent may be heard twice. A viewer
+that is slower than the messages misses some.
 """
 import argparse
 import multiprocessing
@@ -86,7 +87,7 @@ class SharedBroadcast:
                     pipeline.publish(self._channel, message)
                 pipeline.execute()
             except redis.RedisError:
-                self.joined.clear()       # the subscription finds out by itself
+                self.joined.clear()       # until the subscription hears something
                 for message in messages:
                     self._tell_ours(message)
 
@@ -101,7 +102,7 @@ class SharedBroadcast:
                     pause = FIRST_PAUSE
             except redis.RedisError as error:
                 pause = FIRST_PAUSE if self.joined.is_set() else pause
-                print('without Redis (%s): each process for itself' % error, file=sys.stderr, flush=True)
+                say('without Redis (%s): each process for itself' % error, sys.stderr)
             self.joined.clear()
             self._stopping.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -119,11 +120,18 @@ class SharedBroadcast:
                     asked = True
                 continue
             heard, asked = time.monotonic(), False
-            if message['type'] == 'subscribe':
-                print('together with the others at Redis', flush=True)
+            if not self.joined.is_set():
+                say('together with the others at Redis')
                 self.joined.set()
-            elif message['type'] == 'message':
+            if message['type'] == 'message':
                 self._tell_ours(message['data'].decode('utf-8'))
+
+
+def say(text, file=None):
+    """Print a line in one piece: print() would let another thread between the text and its end."""
+    file = file or sys.stdout
+    file.write(text + '\n')
+    file.flush()
 
 
 def is_pushing(ws):
@@ -157,7 +165,7 @@ def run(host, port, url):
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     server, shared = serve(host, port, url, reuse_port=True)
-    print('process %d at port %d' % (os.getpid(), server.port), flush=True)
+    say('process %d at port %d' % (os.getpid(), server.port))
     stopping.wait()
     server.shutdown()
     shared.stop()

@@ -258,6 +258,14 @@ def join(port, path='/ws'):
     return minws.connect('ws://127.0.0.1:%d%s' % (port, path))
 
 
+@contextlib.contextmanager
+def people(one, other):
+    """Connect a viewer to each of two servers and a phone to the first, until the servers know of them."""
+    with join(one.port) as here, join(other.port) as there, join(one.port, '/push') as phone:
+        wait_until(lambda: len(one.connections) == 2 and len(other.connections) == 1)
+        yield here, there, phone
+
+
 def hear(ws, text):
     """Return whether a connection hears a text; others before it are dropped."""
     deadline = time.monotonic() + DEADLINE
@@ -266,11 +274,27 @@ def hear(ws, text):
     return True
 
 
+def repeat_until_heard(phone, viewers):
+    """Say something until all viewers have heard it: a server in another process may not know of all of them yet."""
+    heard = threading.Event()
+
+    def repeat():
+        while not heard.wait(0.1):
+            phone.send('to all')
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        assert all(hear(viewer, 'to all') for viewer in viewers)
+    finally:
+        heard.set()
+        thread.join()
+
+
 @needs_redis
 @needs_redis_client
 def test_redis_carries_what_is_said_to_one_server_to_the_viewers_of_all(redis_server):
-    with shared_servers(redis_server.url) as ((one, _), (other, _)), join(one.port) as here, \
-            join(other.port) as there, join(one.port, '/push') as phone:
+    with shared_servers(redis_server.url) as ((one, _), (other, _)), people(one, other) as (here, there, phone):
         for n in range(100):
             phone.send('{"n": %d}' % n)
         for viewer in (here, there):
@@ -282,8 +306,8 @@ def test_redis_carries_what_is_said_to_one_server_to_the_viewers_of_all(redis_se
 @needs_redis
 @needs_redis_client
 def test_redis_that_goes_away_leaves_each_server_for_itself_until_it_is_back(redis_server, capfd):
-    with shared_servers(redis_server.url) as ((one, shared), (other, other_shared)), join(one.port) as here, \
-            join(other.port) as there, join(one.port, '/push') as phone:
+    with shared_servers(redis_server.url) as ((one, shared), (other, other_shared)), \
+            people(one, other) as (here, there, phone):
         phone.send('before')
         assert hear(here, 'before') and hear(there, 'before')
         redis_server.stop(signal.SIGKILL)
@@ -299,6 +323,24 @@ def test_redis_that_goes_away_leaves_each_server_for_itself_until_it_is_back(red
 
 @needs_redis
 @needs_redis_client
+def test_redis_that_hangs_holds_no_message_back_for_long(redis_server, monkeypatch):
+    monkeypatch.setattr(redis_broadcast, 'PATIENCE', 0.8)
+    with shared_servers(redis_server.url) as ((one, shared), (other, other_shared)), \
+            people(one, other) as (here, there, phone):
+        redis_server.process.send_signal(signal.SIGSTOP)
+        try:
+            phone.send('stuck')
+            assert hear(here, 'stuck')
+            wait_until(lambda: not shared.joined.is_set() and not other_shared.joined.is_set())
+        finally:
+            redis_server.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: shared.joined.is_set() and other_shared.joined.is_set())
+        phone.send('after')
+        assert hear(here, 'after') and hear(there, 'after')
+
+
+@needs_redis
+@needs_redis_client
 def test_redis_joins_processes_that_listen_at_one_port(redis_server):
     port = unused_port()
     program = subprocess.Popen(
@@ -310,8 +352,7 @@ def test_redis_joins_processes_that_listen_at_one_port(redis_server):
         with contextlib.ExitStack() as stack:
             # Of 16 connections to two processes all fall to one of them once in 32768 runs, and then it holds anyway.
             viewers = [stack.enter_context(join(port)) for _ in range(16)]
-            stack.enter_context(join(port, '/push')).send('to all')
-            assert all(hear(viewer, 'to all') for viewer in viewers)
+            repeat_until_heard(stack.enter_context(join(port, '/push')), viewers)
         program.terminate()
         assert program.wait(DEADLINE) == 0
     finally:
@@ -334,5 +375,4 @@ def test_redis_joins_servers_behind_nginx(redis_server, tmp_path):
                 contextlib.ExitStack() as stack:
             viewers = [stack.enter_context(join(port)) for _ in range(4)]
             wait_until(lambda: len(one.connections) == len(other.connections) == 2, 'a fair share')
-            stack.enter_context(join(port, '/push')).send('to all')
-            assert all(hear(viewer, 'to all') for viewer in viewers)
+            repeat_until_heard(stack.enter_context(join(port, '/push')), viewers)

@@ -15,7 +15,7 @@ All are retained: who subscribes late has the last value at once. Of each sensor
 a slow network cannot carry is never sent late. In a name, what MQTT has a meaning for is written as in a URL: %2F.
 
 With --page PORT the charts are served there, too, from this machine or any other: the same page, whose socket is the
-broker's own listener for browsers (--websocket ws://HOST:9001), so that the sensors server has one viewer, this program.
+broker's own listener for browsers (--websocket ws://HOST:9001): the sensors server then has one viewer, this program.
 """
 import argparse
 import json

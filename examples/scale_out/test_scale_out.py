@@ -85,7 +85,7 @@ def running(daemon):
         yield daemon
     finally:
         if daemon.process.poll() is None:
-            daemon.stop(signal.SIGKILL)
+            daemon.stop()     # which nginx needs to end its workers
 
 
 ##############################################################################

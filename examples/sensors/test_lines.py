@@ -275,7 +275,7 @@ def test_names_axes_and_sensors_are_bounded():
 def test_any_bytes_do_no_harm():
     chance = random.Random(7)
     pieces = ['a:1', '§', ';', '|xy', ':', '{', '}', '"', '[1]', '\n', '\r', ',', ' ', 'time', '-', '1e9', '$', '#',
-              '>', '=', '\ud800', '\0', '3D|', 'nan', 'T', '2024-01-06T14:59:48Z', '{"a": {"b": [1, 2]}}', 'x,y', '"a""']
+              '>', '=', '\ud800', '\0', '3D|', 'nan', 'T', '2024-01-06T14:59:48Z', '{"a": {"b": [1]}}', 'x,y', '"a""']
     state = State()
     for _ in range(3000):
         for reading in parse(''.join(chance.choice(pieces) for _ in range(chance.randrange(12))), state):

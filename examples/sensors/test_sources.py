@@ -328,6 +328,12 @@ class Listener:
                 return reading[sensor]
 
 
+@pytest.fixture(autouse=True)
+def little_grace(monkeypatch):
+    """Let a Reader close a source that waits for something without much ado."""
+    monkeypatch.setattr(droid_sensor, 'GRACE', 0.05)
+
+
 @contextlib.contextmanager
 def run(source, rate=20, patience=None):
     """Run a source in a Reader with short pauses; the value is its Listener."""
@@ -839,7 +845,8 @@ def test_standard_input_is_read_to_its_end_which_is_told_once():
 
 def test_program_is_read_and_ended_with_what_it_started(tmp_path):
     pids = tmp_path.joinpath('pids')
-    command = 'echo $$ >> %s; (sleep 60 & echo $! >> %s; while echo "temp:21.5§°C|g"; do sleep 0.02; done)' % (pids, pids)
+    command = ('echo $$ >> %s; (sleep 60 & echo $! >> %s; while echo "temp:21.5§°C|g"; do sleep 0.02; done)'
+               % (pids, pids))
     with run(Command(command)) as listener:
         assert listener.next('reading') == {'temp': [21.5]}
         assert listener.described == {'temp': Sensor('°C', ())}

@@ -1265,7 +1265,7 @@ def parse_address(text):
         host, port = parts.hostname, parts.port
     except ValueError:
         host = port = None
-    if not host or port == 0 or any(character.isspace() for character in rest):
+    if not host or port == 0 or '[' in rest and not is_ip(host) or any(character.isspace() for character in rest):
         raise ValueError('%r is no address of the form 192.168.1.20, name:port or http://name:port/' % text)
     if port is None:
         port = PORT if not mark else 443 if secure else 80
@@ -1464,7 +1464,8 @@ def speaks_http(address, seconds):
 
 def untrusted(address, error):
     """Return (sentence, False) if it is the certificate that is not trusted, None otherwise."""
-    if not is_secure(address) or 'certificate' not in str(error).lower():
+    what = '%s: %s' % (type(error).__name__, error)     # Python 3.6 names it in the type alone
+    if not is_secure(address) or 'certificate' not in what.lower():
         return None
     certificate = certificate_or_none(address, PROBE)
     if certificate is None:
@@ -1538,7 +1539,7 @@ class Trust:
         context = unverified()
         context.verify_mode = ssl.CERT_REQUIRED
         context.verify_flags |= PARTIAL_CHAIN
-        context.load_verify_locations(cadata=certificate)
+        context.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(certificate))
         return context
 
 

@@ -984,7 +984,7 @@ class JsonLines:
             if 0 < self._size < size and peek(file, self._size - len(self._mark), len(self._mark)) == self._mark:
                 file.truncate(self._size)
             self._size = repair(file)
-            self._mark = peek(file, max(0, self._size - MARK), MARK)
+            self._mark = peek(file, max(0, self._size - MARK), min(MARK, self._size))
         except BaseException:
             file.close()
             raise

@@ -424,7 +424,9 @@ def replay(path, speed=1.0, stop=None):
             if speed is not None:
                 if first is None:
                     began, first = time.monotonic(), due
-                stop.wait(max(0.0, began + (due - first) / speed - time.monotonic()))
+                left = began + (due - first) / speed - time.monotonic()
+                if left > 0:
+                    stop.wait(left)
             if stop.is_set():
                 return
             yield reader.read(position)

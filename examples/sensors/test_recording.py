@@ -433,23 +433,59 @@ def test_database_has_a_row_for_each_value(tmp_path):
 # Replay
 ##############################################################################
 
+def stamped(count):
+    """Return so many readings, 1 to 100 ms after each other."""
+    generator, stamp, records = random.Random(7), 1000.0, []
+    for n in range(count):
+        records.append(reading(n, t=stamp))
+        stamp += generator.uniform(0.001, 0.1)
+    return records
+
+
+class Clock:
+    """Time that passes only while somebody waits; each wait takes a little longer than was asked for."""
+
+    def __init__(self):
+        self.now = 5000.0
+        self._generator = random.Random(3)
+
+    def monotonic(self):
+        return self.now
+
+    def wait(self, seconds):
+        self.now += seconds + self._generator.uniform(0.0, 0.003)
+
+    def is_set(self):
+        return False
+
+
+@pytest.mark.parametrize('speed', [0.5, 1, 10])
+def test_replay_is_never_late_by_more_than_its_last_wait(path, monkeypatch, speed):
+    clock, records = Clock(), stamped(500)
+    record(path, records)
+    monkeypatch.setattr(recording.time, 'monotonic', clock.monotonic)
+    began = None
+    for one in replay(path, speed=speed, stop=clock):
+        began = clock.now if began is None else began
+        assert -0.003 <= clock.now - began - (one['t'] - 1000.0) / speed <= 0.003 + 1e-6
+    assert one == records[-1]
+
+
+@pytest.mark.slow
 def test_replay_keeps_the_timing(path):
-    """At ten times the speed: 99 of 100 records within 10 ms of their time."""
-    generator = random.Random(7)
-    stamps = [1000.0]
-    for _ in range(300):
-        stamps.append(stamps[-1] + generator.uniform(0.001, 0.1))
-    record(path, [reading(n, t=stamp) for n, stamp in enumerate(stamps)])
-    for _ in range(5):    # a busy machine may spoil some
+    """At ten times the speed 99 of 100 records are within 10 ms of their time; a busy machine may spoil some tries."""
+    record(path, stamped(500))
+    figures = []
+    while len(figures) < 5 and min(figures, default=99) >= 10:
         began, errors = None, []
         for one in replay(path, speed=10):
             now = time.monotonic()
             began = now if began is None else began
             errors.append(abs(now - began - (one['t'] - 1000.0) / 10))
-        assert len(errors) == 301
-        if sorted(errors)[297] < 0.010:
-            return
-    pytest.fail('99 of 100 are at most %.0f ms off' % (1000 * sorted(errors)[297]))
+        assert len(errors) == 500
+        figures.append(1000 * sorted(errors)[494])
+    print('99 of 100 within %.1f ms' % min(figures))
+    assert min(figures) < 10, figures
 
 
 def test_replay_is_in_order_of_time(path):
@@ -720,6 +756,7 @@ class Chaos:
         self.directory, self.recording = str(directory), str(directory / name)
         self.with_file = with_file
         self.life = 0
+        self._happenings = []
         with socket.socket() as sock:
             sock.bind(('127.0.0.1', 0))
             self.port = sock.getsockname()[1]
@@ -761,9 +798,12 @@ class Chaos:
             return [tuple(one['s']['count']) for _, one in reader.entries()]
 
     def round(self, generator):
-        """Let one thing happen, at some moment."""
+        """Let one thing happen, at some moment; each of five in five rounds."""
+        if not self._happenings:
+            self._happenings = ['cut', 'reset', 'server', 'pusher' if self.with_file else 'cut', 'all']
+            generator.shuffle(self._happenings)
+        happening = self._happenings.pop()
         time.sleep(generator.uniform(0.0, 0.25))
-        happening = generator.choice(['cut', 'reset', 'server', 'pusher' if self.with_file else 'server', 'all'])
         if happening in ('cut', 'reset'):
             self.relay.cut(resets=happening == 'reset')
         if happening in ('server', 'all'):

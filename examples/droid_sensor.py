@@ -1628,6 +1628,7 @@ BATCH = 1 << 14, 64           # bytes and readings of one message
 ANSWER = 5.0                  # seconds in which a server that keeps readings acknowledges some
 CLOCK_PERIOD = 30.0           # seconds between two comparisons with the server's clock
 REPORT_PERIOD = 1.0           # seconds between two reports of what was dropped
+TURN = 1.0                    # seconds after which a session looks at its clocks though nothing is new
 FAREWELL = 2.0                # seconds for what waits when the program ends
 
 News = collections.namedtuple('News', 'sensors samples trouble replaced number')
@@ -1723,11 +1724,11 @@ class Session:
         answers.start()
         with contextlib.suppress(minws.ConnectionClosed):
             while not self._over:
-                self.turn()
+                self.turn(TURN)
         answers.join(FAREWELL)
         self.ws.recv(timeout=FAREWELL)    # raises what ended it, the peer's reason included
 
-    def turn(self, timeout=1.0):
+    def turn(self, timeout):
         """Send what is new; wait for it at most `timeout` seconds."""
         news = self.outbox.take(timeout, or_when=self._has_more)
         if news.sensors is not None:

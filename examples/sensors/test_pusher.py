@@ -456,7 +456,8 @@ def test_file_spool_survives_its_program(tmp_path):
     assert second.append(readings(1, 6)[0]) == 5 + LEAP + 1
 
 
-def test_file_spool_torn_at_any_byte_loses_nothing_but_the_torn_line(tmp_path):
+def test_file_spool_torn_at_any_byte_loses_nothing_but_the_torn_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: None)    # hundreds of times
     path = str(tmp_path / 'spool')
     spool = Spool(path)
     for text in readings(4):
@@ -688,6 +689,7 @@ def test_only_what_the_server_lacks_is_sent_when_it_says_so():
 
 
 def test_what_is_not_acknowledged_is_sent_again(monkeypatch):
+    monkeypatch.setattr(droid_sensor, 'TURN', 0.05)
     monkeypatch.setattr(droid_sensor, 'ANSWER', 0.3)
     with Peer() as peer:
         peer.hear('hello')
@@ -701,7 +703,9 @@ def test_what_is_not_acknowledged_is_sent_again(monkeypatch):
         assert all(value['late'] for value in again)
 
 
-def test_what_the_bound_cost_is_said_and_the_numbers_go_on():
+def test_what_the_bound_cost_is_said_and_the_numbers_go_on(monkeypatch):
+    monkeypatch.setattr(droid_sensor, 'TURN', 0.05)
+    monkeypatch.setattr(droid_sensor, 'REPORT_PERIOD', 0.2)
     peer = Peer(Spool(limit=len(''.join(readings(10))), say=lambda text: None))
     peer.take(*range(1, 21))
     first = peer.outbox.spool.first
@@ -757,6 +761,7 @@ def test_clocks_are_compared():
 
 def test_what_a_slow_connection_cost_is_counted(monkeypatch):
     """Of a hundred readings, those that came and those that are said to be dropped are all."""
+    monkeypatch.setattr(droid_sensor, 'TURN', 0.05)
     monkeypatch.setattr(droid_sensor, 'REPORT_PERIOD', 0.2)
     peer = Peer()
     peer.take(*range(1, 101))
@@ -772,6 +777,7 @@ def test_source_in_trouble_is_told():
 
 
 def test_memory_is_freed_where_nobody_keeps_readings(monkeypatch):
+    monkeypatch.setattr(droid_sensor, 'TURN', 0.05)
     monkeypatch.setattr(droid_sensor, 'ANSWER', 0.1)
     monkeypatch.setattr(droid_sensor, 'REPORT_PERIOD', 0.05)
     with Peer() as peer:

@@ -1130,6 +1130,12 @@ class Spool:
         with self._lock:
             return self._held[0][0] if self._held else self.last + 1
 
+    @property
+    def newest(self):
+        """The greatest number that is still here, 0 if none is."""
+        with self._lock:
+            return self._held[-1][0] if self._held else 0
+
     def append(self, text):
         """Add a reading, the text of a JSON object; return its number."""
         with self._lock:
@@ -1746,11 +1752,13 @@ class Session:
         """Send what still waits, as far as there is time, and say goodbye."""
         deadline = time.monotonic() + FAREWELL
         with contextlib.suppress(minws.ConnectionClosed):
-            while self.acknowledged is not None and self.acknowledged < self.spool.last and not self._over \
-                    and time.monotonic() < deadline:
+            while self._is_awaited() and time.monotonic() < deadline:
                 self.turn(0.1)
             self.ws.send(json.dumps({'bye': {'text': text}}))
         self.ws.close()
+
+    def _is_awaited(self):
+        return not self._over and self.acknowledged is not None and self.acknowledged < self.spool.newest
 
     def _greet(self, first):
         self.ws.send(self._describe(self._sensors, t=time.time(), ack=True, spool=self.spool.id, first=first))
@@ -1789,7 +1797,7 @@ class Session:
     # Numbered readings
 
     def _has_more(self):
-        return self._over or self.acknowledged is not None and self._sent < self.spool.last and self._has_room()
+        return self._over or self.acknowledged is not None and self._sent < self.spool.newest and self._has_room()
 
     def _has_room(self):
         return (not self._before_hole and len(self._flight) < WINDOW[1]

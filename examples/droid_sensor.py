@@ -12,8 +12,11 @@ The sources are found in this order, or named with --source:
 
     sl4a       SL4A and QPython, by their JSON-RPC (AP_HOST, AP_PORT, AP_HANDSHAKE) or their `androidhelper` module
     termux     Termux with the Termux:API app, by one `termux-sensor` process
-    linux      industrial I/O, thermal, hwmon and power supply files; load, memory and network rates
+    linux      industrial I/O, 1-wire, thermal, hwmon and power supply files; load, memory and network rates
     simulated  someone walking, for a computer that has nothing to measure
+
+--sensors names what to read, by our name, the phone's own or Android's type: `--sensors accel,gyro`; `usual` stands for
+what is read otherwise. Where a phone is goes out only if asked for: `--sensors usual,location`.
 
 A source of your own is a subclass of Source; add it to SOURCES.
 """
@@ -55,6 +58,42 @@ Sensor.__doc__ = """What the numbers of a sensor are: a unit and the names of it
 
 XYZ = ('x', 'y', 'z')
 ANGLES = ('azimuth', 'pitch', 'roll')
+USUAL = 'usual'               # in --sensors: what is read when nothing is named
+LOCATION = 'location'         # read only when it is named: everybody in the network can see the page
+
+
+def is_usual(wanted):
+    """Return whether names given with --sensors ask for what is read when none is given."""
+    return not wanted or USUAL in wanted
+
+
+class Stamped(dict):
+    """A reading whose source knows when it was taken; `stamp` in seconds since 1970, UTC."""
+
+    def __init__(self, reading, stamp):
+        super().__init__(reading)
+        self.stamp = stamp
+
+
+class Clock:
+    """Turn the seconds of a device's own clock, such as those since it was switched on, into UTC.
+
+    The first reading is taken for fresh, and the clock keeps that difference until it jumps.
+    """
+
+    EPOCH = 1e9               # seconds: a clock that shows more has been set; nothing is switched on for thirty years
+    JUMP = 2.0                # seconds by which a clock may be off before it is taken to have started over
+
+    def __init__(self):
+        self.offset = None
+
+    def utc(self, seconds, now):
+        """Return the UTC of a stamp that came at `now`, both in seconds."""
+        if seconds > self.EPOCH:
+            return seconds
+        if self.offset is None or abs(seconds + self.offset - now) > self.JUMP:
+            self.offset = now - seconds
+        return seconds + self.offset
 
 
 def numbers(values, count):
@@ -79,11 +118,8 @@ def hello_message(device, source, sensors, rate, **more):
 
 def sample_message(device, stamp, reading):
     """Return the text of one reading; stamp in seconds since 1970, UTC."""
-    samples = {}
-    for sensor, values in reading.items():
-        rounded = [round(value, 6) for value in values]
-        samples[sensor] = rounded if len(rounded) > 1 else rounded[0]
-    return json.dumps({'d': device, 't': round(stamp, 3), 's': samples})
+    samples = {sensor: values if len(values) > 1 else values[0] for sensor, values in reading.items()}
+    return json.dumps({'d': device, 't': round(stamp, 6), 's': samples})
 
 
 def sample_key(reading):
@@ -113,17 +149,22 @@ class Source:
 
     To override: `available()`, `readings(period)`, `close()`, `silence()`.
     Attributes: `name`; `sensors`, {sensor: Sensor}, complete before a sensor's first reading is yielded;
+    `wanted`, the names that --sensors gave, () for the usual ones;
     `simulated`, whether the readings are invented; `patience`, the seconds without a reading after which it hangs;
-    `paced`, whether the source keeps the time itself instead of answering as often as it is asked.
+    `paced`, whether the source keeps the time itself instead of answering as often as it is asked;
+    `repeat`, the seconds after which a value that has not changed is read out again.
     """
 
     name = 'source'
     simulated = False
     paced = False
     patience = 5.0
+    repeat = 2.0              # a browser takes a sensor that says nothing for three seconds for dead
 
     def __init__(self):
         self.sensors = {}
+        self.wanted = ()
+        self._last = {}       # sensor -> (when it was read out, its values)
 
     @classmethod
     def available(cls):
@@ -133,9 +174,24 @@ class Source:
     def readings(self, period):
         """Yield readings for ever, {} while there is none; period in seconds is what the caller wants.
 
+        A reading that is Stamped says when it was taken, every other one was taken now.
         Raises SourceError. May be called again after it has ended.
         """
         raise NotImplementedError
+
+    def wants(self, sensor):
+        """Return whether a sensor is to be read."""
+        return sensor in self.wanted or sensor != LOCATION and is_usual(self.wanted)
+
+    def changed(self, reading):
+        """Return what of a reading is new, so that the rate that people see is that at which a sensor changes."""
+        now, new = time.monotonic(), {}
+        for sensor, values in reading.items():
+            then, last = self._last.get(sensor, (0.0, None))
+            if values != last or now - then >= self.repeat:
+                self._last[sensor] = now, values
+                new[sensor] = values
+        return new
 
     def close(self):
         """End a `readings` that hangs in another thread; any thread, any time, also twice."""
@@ -145,6 +201,137 @@ class Source:
         return ''
 
 
+class Aside:
+    """Call what may take long in a thread of its own, again and again; what it returns is handed out once."""
+
+    def __init__(self, call, pause):
+        self._call = call
+        self._pause = pause   # seconds from the beginning of one call to that of the next
+        self._due = 0.0
+        self._thread = None
+        self._result = self._error = None
+
+    def take(self):
+        """Return what the last call returned, None if that is known already or still under way; raises its error."""
+        if self._thread is not None and self._thread.is_alive():
+            return None
+        result, error, self._result, self._error = self._result, self._error, None, None
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._pause
+            self._thread = threading.Thread(target=self._run, name='source-aside', daemon=True)
+            self._thread.start()
+        if error is not None:
+            raise error
+        return result
+
+    def _run(self):
+        try:
+            self._result = self._call()
+        except (OSError, ValueError, SourceError) as error:
+            self._error = error
+
+
+##############################################################################
+# What Android calls its sensors
+#
+# A type says what a sensor is, a name only who made it. SensorServer tells both;
+# Termux the name alone, from which the type is found here.
+##############################################################################
+
+ANDROID = 'android.sensor.'   # what a type begins with
+ANDROID_SENSORS = {           # the rest of the type: sensor, its Sensor
+    'accelerometer': ('accel', Sensor('m/s²', XYZ)),
+    'gyroscope': ('gyro', Sensor('rad/s', XYZ)),
+    'magnetic_field': ('magnetic', Sensor('µT', XYZ)),
+    'gravity': ('gravity', Sensor('m/s²', XYZ)),
+    'linear_acceleration': ('linear accel', Sensor('m/s²', XYZ)),
+    'rotation_vector': ('rotation', Sensor('', ('x', 'y', 'z', 'w'))),
+    'orientation': ('orientation', Sensor('°', ANGLES)),
+    'light': ('light', Sensor('lx', ())),
+    'pressure': ('pressure', Sensor('hPa', ())),
+    'proximity': ('proximity', Sensor('cm', ())),
+    'relative_humidity': ('humidity', Sensor('%', ())),
+    'ambient_temperature': ('temperature', Sensor('°C', ())),
+    'heart_rate': ('heart rate', Sensor('/min', ())),
+    'step_counter': ('steps', Sensor('', ())),
+}
+
+# Tried in this order on a name in lower case whose words are parted by single spaces. '' is a sensor that is none of
+# ours though its name sounds like it: made for the camera, the pocket, the back of the phone, or not calibrated.
+NAMES_OF_TYPES = tuple((kind, re.compile(pattern)) for kind, pattern in (
+    ('', r'uncal|\bbias\b|debug|gesture|detect|interrupt|pick ?up|\btilt|classif|finger|\bsar\b'),
+    ('', r'null sensor|vsync|v sync|\bois\b|hub type|\bhrm\b|pocket|cover|\bgrip|\bhall|lift|glance|\bcall\b'),
+    ('', r'game ?rot|geo ?mag|geo ?rot|6dof|pose|screen orient|device orient|dev orient|auto rotation'),
+    ('rotation_vector', r'rot\w* ?vec'),
+    ('gravity', r'\bm?gravity|\bgrav\b'),
+    ('linear_acceleration', r'linear ?acc|\blin acc'),
+    ('orientation', r'\borient'),
+    ('accelerometer', r'accelero|accelera|\baccel?\b|\bacc\d*\b'),
+    ('gyroscope', r'gyro'),
+    ('magnetic_field', r'magnet|\bmag\b|compass'),
+    ('step_counter', r'step ?count'),
+    ('heart_rate', r'heart ?rate'),
+    ('relative_humidity', r'humid'),
+    ('pressure', r'pressure|barometer|\bbaro\b'),
+    # The thermometer inside another chip, whose number stands before the word, does not measure the air.
+    ('ambient_temperature', r'ambient temp|^(?!\w*\d)(\w+ )?temperature( sensor)?$'),
+    ('', r'\brear\b|\bback\b|side panel|front camera|flicker|\brgbw?\b|\bcct\b|colou?r|wideir|\bir\b|\baod\b|\bled\b|'
+         r'seamless|physical|brightness|\bstrm\b|touch|\bcombo\b|\balt\b'),
+    ('proximity', r'prox|\bps\b'),
+    ('light', r'light|\blux\b|\bals\b|illumin'),
+    # Some makers write the chip's name alone.
+    ('accelerometer', r'^(sc7a20|kxt|kx\d|mc3\d|da2\d\d|bma\d|mxc\d|stk8|lis[23]d|mir3da)\w*$'),
+    ('magnetic_field', r'^(akm?0?[89]\d|mmc\d|yas\d|ist8\d|qmc\d|bmm\d|hmc\d|lis[23]mdl|af\d{4})\w*$'),
+    ('gyroscope', r'^(st lsm6d|l3g|bmg)\w*$'),
+))
+SECOND_CHOICE = re.compile(r'(?<!non )wake ?up|corrected|virtual|secondary|palm|fusion(?! light)')
+BEST_CHOICE = re.compile(r'ambient light|fusion light')
+
+
+def plain_words(name):
+    """Return a name in lower case, its words parted by single spaces."""
+    return ' '.join(re.sub(r'[^a-z0-9.+]', ' ', name.lower()).split())
+
+
+def android_type(name):
+    """Return the end of the Android type of a sensor that a phone calls by that name, or ''."""
+    words = plain_words(name)
+    for kind, pattern in NAMES_OF_TYPES:
+        if pattern.search(words):
+            return kind
+    return ''
+
+
+def choice_order(name):
+    """Return the key by which the best of several sensors of a type comes first.
+
+    One that also works while the phone sleeps costs battery; of equals the shortest name is the plain one.
+    """
+    words = plain_words(name)
+    return bool(SECOND_CHOICE.search(words)), not BEST_CHOICE.search(words), len(name)
+
+
+LOCATION_SENSORS = (          # sensor, its Sensor, keys that Android has for them
+    (LOCATION, Sensor('°', ('latitude', 'longitude')), ('latitude', 'longitude')),
+    ('altitude', Sensor('m', ()), ('altitude',)),
+    ('speed', Sensor('m/s', ()), ('speed',)),
+    ('bearing', Sensor('°', ()), ('bearing',)),
+    ('location accuracy', Sensor('m', ()), ('accuracy',)),
+)
+
+
+def location_reading(fix, sensors):
+    """Return the reading in a dict that Android made of a Location; what its sensors are goes into `sensors`."""
+    reading = {}
+    if numbers([fix.get('latitude'), fix.get('longitude')], 2) is not None:
+        for sensor, meaning, keys in LOCATION_SENSORS:
+            values = numbers([fix.get(key) for key in keys], len(keys))
+            if values is not None:
+                sensors[sensor] = meaning
+                reading[sensor] = values
+    return reading
+
+
 ##############################################################################
 # SL4A and QPython
 ##############################################################################
@@ -152,6 +339,7 @@ class Source:
 SL4A_TIMEOUT = 5.0            # seconds for one answer; the phone answers in milliseconds or not at all
 SL4A_LINE = 1 << 20           # bytes of one answer; the longest we ask for has a few hundred
 BATTERY_PERIOD = 10.0         # seconds; Android itself announces a level once a minute
+LOCATION_PERIOD = 2           # seconds from one position to the next
 
 SL4A_SENSORS = (              # sensor, its Sensor, keys of readSensors in lower case, factor
     ('accel', Sensor('m/s²', XYZ), ('xforce', 'yforce', 'zforce'), 1),
@@ -274,7 +462,8 @@ class Sl4a(Source):
                     self._add(reading, 'gyro', Sensor('rad/s', XYZ), self._try('sensorsReadGyroscope'))
                 if reading:
                     reading.update(self._battery())
-                yield reading
+                reading.update(self._location())
+                yield self.changed(reading)
         except (OSError, ValueError) as error:  # ValueError: the file of a socket that close() has closed
             raise SourceError('no answer from the phone (%s)' % error)
         finally:
@@ -298,25 +487,35 @@ class Sl4a(Source):
         self.facade.call('startSensingTimed', SL4A_ALL, max(20, int(period * 1000)))
         self._try('batteryStartMonitoring')
         self.battery_due = time.monotonic() + 1.0  # there is no level before that
+        if self.wants(LOCATION):
+            self._try('startLocating', LOCATION_PERIOD * 1000, 0)
 
     def _stop(self):
-        for method in ('stopSensing', 'batteryStopMonitoring'):
+        for method in ('stopSensing', 'batteryStopMonitoring') + ('stopLocating',) * self.wants(LOCATION):
             try:
                 self._try(method)
             except (OSError, ValueError):
                 break
         self.facade.close()
 
-    def _try(self, method):
+    def _try(self, method, *params):
         """Call what this phone may not have; None instead of its error."""
         try:
-            return self.facade.call(method)
+            return self.facade.call(method, *params)
         except (SourceError, AttributeError):
             return None
 
+    def _location(self):
+        """Return where the phone is, by satellite if it knows, else by its network; {} if it should not say."""
+        if not self.wants(LOCATION):
+            return {}
+        fixes = self._try('readLocation') or {}
+        fix = fixes.get('gps') or fixes.get('network')
+        return location_reading(fix, self.sensors) if isinstance(fix, dict) else {}
+
     def _add(self, reading, sensor, meaning, values, factor=1):
         values = numbers(values, len(meaning.axes) or 1)
-        if values is not None:
+        if values is not None and self.wants(sensor):
             self.sensors[sensor] = meaning
             reading[sensor] = [value * factor for value in values]
 
@@ -352,19 +551,19 @@ class Sl4a(Source):
 TERMUX_LIST_TIMEOUT = 8.0     # seconds; without the app `termux-sensor -l` never ends
 TERMUX_OBJECT = 1 << 16       # characters; an object of thirty sensors has about four thousand
 
-TERMUX_SENSORS = (            # sensor, its Sensor, pattern of the phone's own name for it
-    ('accel', Sensor('m/s²', XYZ), r'(?<!linear )acceleromet'),
-    ('gyro', Sensor('rad/s', XYZ), r'gyro'),
-    ('magnetic', Sensor('µT', XYZ), r'magnet(ic|om)'),
-    ('gravity', Sensor('m/s²', XYZ), r'gravity'),
-    ('linear accel', Sensor('m/s²', XYZ), r'linear.acc'),
-    ('orientation', Sensor('°', ANGLES), r'(?<!device )(?<!device_)orientation'),
-    ('light', Sensor('lx', ()), r'light|ambient|als\b'),
-    ('pressure', Sensor('hPa', ()), r'pressure|baromet'),
-    ('proximity', Sensor('cm', ()), r'proximity'),
-    ('humidity', Sensor('%', ()), r'humidity'),
-    ('temperature', Sensor('°C', ()), r'temperature'),
-    ('steps', Sensor('', ()), r'step.?count'),
+TERMUX_TIMEOUT = 20.0         # seconds for an answer of the other commands; a position may take that long
+TERMUX_STATUS_PERIOD = 30.0   # seconds; every question is three processes on the phone, and Android counts them
+TERMUX_LOCATION_PERIOD = 10.0
+TERMUX_BATTERY = (            # sensor, its Sensor, key of termux-battery-status, factor
+    ('battery', Sensor('%', ()), 'percentage', 1),
+    ('battery voltage', Sensor('V', ()), 'voltage', 0.001),
+    ('battery current', Sensor('A', ()), 'current', 1e-6),
+    ('battery temperature', Sensor('°C', ()), 'temperature', 1),
+)
+TERMUX_LOCATION = (           # how to ask where the phone is: indoors the satellites never answer
+    ('-p', 'gps', '-r', 'once'),
+    ('-p', 'network', '-r', 'once'),
+    ('-p', 'network', '-r', 'last'),
 )
 
 
@@ -422,18 +621,41 @@ class JsonStream:
             self._drop(len(self._text))
 
 
-def choose_sensors(listed):
+def choose_sensors(listed, wanted=()):
     """Return {the phone's name: (sensor, Sensor)} for the names that `termux-sensor -l` listed.
 
-    Of several of a kind the shortest name wins, as it does inside termux-sensor. Without a known one, all are taken.
+    Of each type one is taken, or those of them that `wanted` names, in our words or Android's; and what it names in
+    the phone's own. Without a sensor of a known type all are taken. The Sensor is None where its numbers are unknown.
     """
-    chosen = {}
-    for sensor, meaning, pattern in TERMUX_SENSORS:
-        names = [name for name in listed if re.search(pattern, name, re.I) and 'uncalib' not in name.lower()]
-        names = [name for name in names if name not in chosen]
-        if names:
-            chosen[min(names, key=len)] = (sensor, meaning)
-    return chosen or {name: (name, None) for name in listed}
+    known, chosen = {}, {}
+    for name in sorted(listed, key=choice_order):
+        known.setdefault(android_type(name), name)
+    for kind, (sensor, meaning) in ANDROID_SENSORS.items():
+        name = known.get(kind)
+        if name is not None and (is_usual(wanted) or {sensor, name, kind, ANDROID + kind} & set(wanted)):
+            chosen[name] = sensor, meaning
+    every = is_usual(wanted) and not chosen
+    chosen.update((name, (name, None)) for name in listed if every or name in wanted and name not in chosen)
+    return chosen
+
+
+def end_child(child):
+    """Ask a child that leads a session of its own to go, with all it started; after a second it has to."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+            child.wait(timeout=1)
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+
+
+def start_child(*command):
+    """Start a program with its output in a pipe and a session of its own: scripts have children, and all must go."""
+    try:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                start_new_session=True)
+    except OSError as error:
+        raise SourceError('cannot run %s (%s)' % (command[0], error.strerror))
 
 
 class Termux(Source):
@@ -443,14 +665,16 @@ class Termux(Source):
     paced = True
     patience = 10.0
 
-    def __init__(self, command='termux-sensor'):
+    def __init__(self, directory=''):
         super().__init__()
-        self.command = command
+        self.directory = directory    # where the commands are, '' for the PATH
         self.child = None
         self.note = ''
         self.killed = False
         self._lock = threading.Lock()
         self._closing = False
+        self._children = set()
+        self._location_ways = list(TERMUX_LOCATION)
 
     @classmethod
     def available(cls):
@@ -458,54 +682,101 @@ class Termux(Source):
 
     def readings(self, period):
         self._closing, self.note = False, ''
-        if self.killed:
-            self._clean_up()
-        chosen = choose_sensors(self._listed())
-        if not chosen:
-            raise SourceError('termux-sensor lists no sensors; %s' % self.silence())
-        names = ','.join(chosen)
-        self._spawn('-s', names, '-d', str(max(1, int(period * 1000))))
+        asides = [Aside(call, pause) for call, pause in self._questions()]
         try:
-            for found in self._objects():
-                yield self._reading(found, chosen)
-            raise SourceError(self._ending())
+            if self.killed:
+                # The app still holds the sensors of a child that had no time to free them.
+                self._output(TERMUX_LIST_TIMEOUT, 'termux-sensor', '-c')
+            chosen = choose_sensors(self._listed(), self.wanted)
+            for reading in self._stream(chosen, period) if chosen else self._pauses(period, asides):
+                for aside in asides:
+                    self._merge(reading, aside)
+                yield self.changed(reading)
         finally:
-            self._end_child()
+            self._end_children()
 
-    def _spawn(self, *arguments):
+    def _questions(self):
+        """Return (function, seconds between two calls) for what no `termux-sensor` tells."""
+        if any(self.wants(sensor) for sensor, *_ in TERMUX_BATTERY):
+            yield self._battery, TERMUX_STATUS_PERIOD
+        if self.wants(LOCATION):
+            yield self._location, TERMUX_LOCATION_PERIOD
+
+    def _merge(self, reading, aside):
+        # Not worth ending the sensors for: a phone may have no position to give, or nobody who allows it.
+        try:
+            reading.update(aside.take() or {})
+        except (OSError, ValueError, SourceError) as error:
+            self.note = str(error)
+
+    def _stream(self, chosen, period):
+        """Yield what `termux-sensor` reads, until it ends."""
+        self.child = self._spawn('termux-sensor', '-s', ','.join(chosen), '-d', str(max(1, int(period * 1000))))
+        for found in self._objects():
+            yield self._reading(found, chosen)
+        raise SourceError(self._ending())
+
+    def _pauses(self, period, asides):
+        """Yield empty readings, in step, for a phone of which only battery or position are wanted."""
+        if not asides:
+            raise SourceError('termux-sensor lists no sensors%s; %s' % (
+                ' called ' + ', '.join(self.wanted) if self.wanted else '', self.silence()))
+        while not self._closing:
+            yield {}
+            time.sleep(min(period, 1.0))
+
+    def _spawn(self, command, *arguments):
         with self._lock:
             if self._closing:
                 raise SourceError('closed')
-            try:
-                # A session of its own: the script has children, and all of them must go.
-                self.child = subprocess.Popen((self.command,) + arguments, stdin=subprocess.DEVNULL,
-                                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-            except OSError as error:
-                raise SourceError('cannot run %s (%s)' % (self.command, error.strerror))
+            child = start_child(os.path.join(self.directory, command), *arguments)
+            self._children.add(child)
+            return child
+
+    def _output(self, timeout, *command):
+        """Return what a command prints; None if it has not ended in so many seconds."""
+        child = self._spawn(*command)
+        try:
+            return child.communicate(timeout=timeout)[0].decode('utf-8', 'replace')
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            self._end(child)
+
+    def _ask(self, *command, timeout=None):
+        """Return the object that a command prints; None if it does not answer."""
+        output = self._output(timeout or TERMUX_TIMEOUT, *command)
+        if output is None:
+            return None
+        stream = JsonStream()
+        found = next(stream.feed(output + '\n'), None)
+        if found is None:
+            raise SourceError('%s printed %r' % (' '.join(command), stream.note[:80]))
+        return found
 
     def _listed(self):
-        self._spawn('-l')
-        try:
-            output = self.child.communicate(timeout=TERMUX_LIST_TIMEOUT)[0]
-        except subprocess.TimeoutExpired:
+        found = self._ask('termux-sensor', '-l', timeout=TERMUX_LIST_TIMEOUT)
+        if found is None:
             raise SourceError('termux-sensor -l does not answer; %s' % self.silence())
-        finally:
-            self._end_child()
-        stream = JsonStream()
-        for found in stream.feed(output.decode('utf-8', 'replace') + '\n'):
-            if isinstance(found.get('sensors'), list):
-                return [name for name in found['sensors'] if isinstance(name, str) and ',' not in name]
-        raise SourceError('termux-sensor -l printed %r' % stream.note[:80])
+        names = found.get('sensors')
+        return [name for name in names if isinstance(name, str) and ',' not in name] if isinstance(names, list) else []
 
-    def _clean_up(self):
-        """Free the sensors in the app that a child which was killed had no time to."""
-        self._spawn('-c')
-        try:
-            self.child.communicate(timeout=TERMUX_LIST_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            self._end_child()
+    def _battery(self):
+        status, reading = self._ask('termux-battery-status') or {}, {}
+        for sensor, meaning, key, factor in TERMUX_BATTERY:
+            values = numbers([status.get(key)], 1)
+            if values is not None and self.wants(sensor):
+                self.sensors[sensor] = meaning
+                reading[sensor] = [values[0] * factor]
+        return reading
+
+    def _location(self):
+        for options in list(self._location_ways):
+            reading = location_reading(self._ask('termux-location', *options) or {}, self.sensors)
+            if reading:
+                self._location_ways.sort(key=lambda way: way != options)  # what worked is tried first
+                return reading
+        return {}
 
     def _objects(self):
         """Yield what the child prints, object by object, until it ends."""
@@ -533,27 +804,26 @@ class Termux(Source):
         what = 'termux-sensor was killed by signal %d' % -status if status < 0 else 'termux-sensor ended'
         return '%s: %s' % (what, self.note[:80]) if self.note else what
 
-    def _end_child(self):
-        """End the child and what it started, and reap it."""
-        self._stop_child(self.child)
-        self.killed = self.child.returncode == -signal.SIGKILL
-        self.child.stdout.close()
+    def _end(self, child):
+        """End a child and what it started, and reap it."""
+        end_child(child)
+        child.stdout.close()
+        with self._lock:
+            self._children.discard(child)
 
-    def _stop_child(self, child):
-        """Ask the child to go, so that it tells the app; after a second it has to."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(child.pid, number)
-                child.wait(timeout=1)
-            except (OSError, subprocess.TimeoutExpired):
-                pass
+    def _end_children(self):
+        self.close()
+        if self.child is not None:
+            self._end(self.child)
+            self.killed = self.child.returncode == -signal.SIGKILL
+            self.child = None
 
     def close(self):
         with self._lock:
             self._closing = True
-            child = self.child
-        if child is not None and child.returncode is None:
-            self._stop_child(child)
+            children = list(self._children)
+        for child in children:
+            end_child(child)
 
     def silence(self):
         hint = 'is the Termux:API app installed, and allowed to use the sensors?'
@@ -564,21 +834,41 @@ class Termux(Source):
 # Linux
 ##############################################################################
 
-IIO_SENSORS = (               # sensor, its Sensor, kernel's name, factor from the kernel's unit
-    ('accel', Sensor('m/s²', XYZ), 'accel', 1),
-    ('gyro', Sensor('rad/s', XYZ), 'anglvel', 1),
-    ('magnetic', Sensor('µT', XYZ), 'magn', 100),               # from gauss
-    ('temperature', Sensor('°C', ()), 'temp', 0.001),
-    ('pressure', Sensor('hPa', ()), 'pressure', 10),            # from kPa
-    ('humidity', Sensor('%', ()), 'humidityrelative', 0.001),
-    ('light', Sensor('lx', ()), 'illuminance', 1),
+IIO_SENSORS = (               # kernel's name, sensor, its Sensor, factor from the kernel's unit
+    ('accel', 'accel', Sensor('m/s²', XYZ), 1),
+    ('anglvel', 'gyro', Sensor('rad/s', XYZ), 1),
+    ('magn', 'magnetic', Sensor('µT', XYZ), 100),               # from gauss
+    ('gravity', 'gravity', Sensor('m/s²', XYZ), 1),
+    ('temp', 'temperature', Sensor('°C', ()), 0.001),
+    ('pressure', 'pressure', Sensor('hPa', ()), 10),            # from kPa
+    ('humidityrelative', 'humidity', Sensor('%', ()), 0.001),
+    ('illuminance', 'light', Sensor('lx', ()), 1),
+    ('distance', 'distance', Sensor('m', ()), 1),
+    ('proximity', 'proximity', Sensor('', ()), 1),              # reflected light: the nearer the more, in no unit
+    ('voltage', 'voltage', Sensor('V', ()), 0.001),
+    ('altvoltage', 'altvoltage', Sensor('V', ()), 0.001),
+    ('current', 'current', Sensor('A', ()), 0.001),
+    ('power', 'power', Sensor('W', ()), 0.001),
+    ('resistance', 'resistance', Sensor('Ω', ()), 1),
+    ('concentration', 'concentration', Sensor('%', ()), 1),
+)
+HWMON_FILES = (               # what the file's name begins with, its Sensor, factor
+    ('temp', Sensor('°C', ()), 0.001),
+    ('fan', Sensor('rpm', ()), 1),
+    ('in', Sensor('V', ()), 0.001),
+    ('curr', Sensor('A', ()), 0.001),
+    ('power', Sensor('W', ()), 1e-6),
+    ('humidity', Sensor('%', ()), 0.001),
 )
 POWER_FILES = (               # sensor, its Sensor, file, factor
     ('', Sensor('%', ()), 'capacity', 1),
     (' voltage', Sensor('V', ()), 'voltage_now', 1e-6),
     (' current', Sensor('A', ()), 'current_now', 1e-6),
+    (' power', Sensor('W', ()), 'power_now', 1e-6),
     (' temperature', Sensor('°C', ()), 'temp', 0.1),
 )
+W1_PERIOD = 1.0               # seconds; a thermometer on the wire needs 750 ms for a measurement
+W1_POWER_ON = 85000           # what a DS18B20 shows that has been switched on and has not measured yet
 
 
 class Probe:
@@ -620,15 +910,32 @@ def file_probe(sensor, meaning, paths, factor=1, offsets=None, scales=None):
 
 def iio_probes(root):
     for device in sorted(glob.glob(os.path.join(root, 'sys/bus/iio/devices/iio:device*'))):
-        for sensor, meaning, kind, factor in IIO_SENSORS:
-            shared = os.path.join(device, 'in_' + kind)
-            axes = ['%s_%s' % (shared, axis) for axis in meaning.axes] or [shared]
-            if all(os.path.exists(axis + '_input') for axis in axes):  # processed by the driver
-                yield file_probe(sensor, meaning, [axis + '_input' for axis in axes], factor)
-            elif all(os.path.exists(axis + '_raw') for axis in axes):
-                offsets = [number_or(0, axis + '_offset', shared + '_offset') for axis in axes]
-                scales = [number_or(1, axis + '_scale', shared + '_scale') for axis in axes]
-                yield file_probe(sensor, meaning, [axis + '_raw' for axis in axes], factor, offsets, scales)
+        for kind, sensor, meaning, factor in IIO_SENSORS:
+            for channel in iio_channels(device, kind, meaning.axes):
+                yield iio_probe(device, kind, channel, sensor, meaning, factor)
+
+
+def iio_channels(device, kind, axes):
+    """Return the channels of a kind: what its files' names have after the kind: '', '0', '0-voltage1', '_ambient'."""
+    if axes:  # one sensor of several files
+        found = [all(glob.glob(os.path.join(device, 'in_%s_%s_%s' % (kind, axis, end))) for axis in axes)
+                 for end in ('raw', 'input')]
+        return [''] if any(found) else []
+    pattern = re.compile(r'in_%s(\d*(?:-%s\d+)?(?:_[a-z0-9]+)*?)_(?:raw|input)$' % (kind, kind))
+    found = map(pattern.match, os.listdir(device))
+    return sorted({match.group(1) for match in found if match}, key=lambda channel: (len(channel), channel))
+
+
+def iio_probe(device, kind, channel, sensor, meaning, factor):
+    """Return the Probe of a channel; an attribute that the channel has not is that of all channels of its kind."""
+    shared = os.path.join(device, 'in_' + kind)
+    parts = [shared + '_' + axis for axis in meaning.axes] or [shared + channel]
+    label = label_of(device, 'in_%s%s_label' % (kind, channel), sensor + channel.replace('_', ' '))
+    if all(os.path.exists(part + '_input') for part in parts):  # processed by the driver
+        return file_probe(label, meaning, [part + '_input' for part in parts], factor)
+    offsets = [number_or(0, part + '_offset', shared + '_offset') for part in parts]
+    scales = [number_or(1, part + '_scale', shared + '_scale') for part in parts]
+    return file_probe(label, meaning, [part + '_raw' for part in parts], factor, offsets, scales)
 
 
 def thermal_probes(root):
@@ -638,11 +945,32 @@ def thermal_probes(root):
 
 def hwmon_probes(root):
     for chip in sorted(glob.glob(os.path.join(root, 'sys/class/hwmon/hwmon*'))):
-        for path in sorted(glob.glob(os.path.join(chip, 'temp*_input')) + glob.glob(os.path.join(chip, 'fan*_input'))):
-            part = os.path.basename(path)[:-len('_input')]
-            unit, factor = ('rpm', 1) if part.startswith('fan') else ('°C', 0.001)
-            sensor = '%s %s' % (label_of(chip, 'name'), label_of(chip, part + '_label', part))
-            yield file_probe(sensor, Sensor(unit, ()), [path], factor)
+        for kind, meaning, factor in HWMON_FILES:
+            for path in sorted(glob.glob(os.path.join(chip, kind + '[0-9]*_input'))):
+                part = os.path.basename(path)[:-len('_input')]
+                sensor = '%s %s' % (label_of(chip, 'name'), label_of(chip, part + '_label', part))
+                yield file_probe(sensor, meaning, [path], factor)
+
+
+def w1_probes(root):
+    for device in sorted(glob.glob(os.path.join(root, 'sys/bus/w1/devices/[0-9a-f][0-9a-f]-*'))):
+        if os.path.exists(os.path.join(device, 'temperature')) or os.path.exists(os.path.join(device, 'w1_slave')):
+            sensor = 'temperature ' + os.path.basename(device)[3:]
+            yield Probe(sensor, Sensor('°C', ()), Aside(w1_reader(device), W1_PERIOD).take)
+
+
+def w1_reader(device):
+    """Return a function that waits for a measurement of a thermometer on the 1-wire bus."""
+    def read():
+        try:
+            thousandths = read_number(device, 'temperature')
+        except FileNotFoundError:  # kernels before 5.8
+            text = read_text(device, 'w1_slave')
+            if 'YES' not in text:
+                raise ValueError('disturbed on the wire')
+            thousandths = float(text.rpartition('t=')[2])
+        return None if thousandths == W1_POWER_ON else [thousandths / 1000]
+    return read
 
 
 def power_probes(root):
@@ -739,20 +1067,22 @@ class Linux(Source):
     def probes(self):
         """Return a Probe for each sensor found; of several with one name the later ones are numbered."""
         probes, count = [], collections.Counter()
-        for find in (iio_probes, thermal_probes, hwmon_probes, power_probes, system_probes):
+        for find in (iio_probes, w1_probes, thermal_probes, hwmon_probes, power_probes, system_probes):
             for probe in find(self.root):
                 count[probe.sensor] += 1
                 if count[probe.sensor] > 1:
                     probe.sensor += ' %d' % count[probe.sensor]
-                probes.append(probe)
+                if self.wants(probe.sensor):
+                    probes.append(probe)
         return probes
 
     def readings(self, period):
         probes = self.probes()
         if not probes:
-            raise SourceError('nothing to read in sys and proc below %s' % self.root)
+            called = ' called ' + ', '.join(self.wanted) if self.wanted else ''
+            raise SourceError('nothing%s to read in sys and proc below %s' % (called, self.root))
         while True:
-            yield self._sweep(probes)
+            yield self.changed(self._sweep(probes))
 
     def _sweep(self, probes):
         reading, failures = {}, []
@@ -793,7 +1123,8 @@ class Simulated(Source):
     def readings(self, period):
         began = time.monotonic()
         while True:
-            yield self._walk(time.monotonic() - began)
+            walk = self._walk(time.monotonic() - began)
+            yield {sensor: values for sensor, values in walk.items() if self.wants(sensor)}
 
     def _walk(self, t):
         step, sway = 2 * math.pi * self.STEPS * t, math.pi * self.STEPS * t
@@ -810,11 +1141,16 @@ class Simulated(Source):
 SOURCES = (Sl4a, Termux, Linux, Simulated)
 
 
-def find_source(name='auto'):
-    """Return the source of that name, or with 'auto' the first one that this machine has."""
+def find_source(name='auto', wanted=()):
+    """Return the source of that name, or with 'auto' the first one that this machine has.
+
+    `wanted` are the names of the sensors to read, as --sensors has them.
+    """
     for source in SOURCES:
         if name == source.name or name == 'auto' and source.available():
-            return source()
+            found = source()
+            found.wanted = tuple(wanted)
+            return found
     raise ValueError('no source is called %r' % name)
 
 
@@ -1940,9 +2276,25 @@ def positive(text):
     return value
 
 
-def add_source_options(parser):
-    parser.add_argument('--source', default='auto', choices=['auto'] + [source.name for source in SOURCES],
+def source_name(text):
+    """Return the name of a source; argparse makes a usage message of the error."""
+    names = ['auto'] + [source.name for source in SOURCES]
+    if text not in names:
+        raise argparse.ArgumentTypeError('invalid choice: %r (choose from %s)' % (text, ', '.join(names)))
+    return text
+
+
+def sensor_names(text):
+    """Return the names in a list with commas between them."""
+    return tuple(filter(None, map(str.strip, text.split(','))))
+
+
+def add_source_options(parser, source_name=source_name):
+    """Add the options that say what to read; `source_name` checks the value of --source."""
+    parser.add_argument('--source', default='auto', metavar='SOURCE', type=source_name,
                         help='where readings come from (default: the first one that this machine has)')
+    parser.add_argument('--sensors', default=(), metavar='NAME,…', type=sensor_names,
+                        help="what to read (default: usual); `usual,location` adds where the phone is")
     parser.add_argument('--rate', type=positive, default=10.0, metavar='HZ', help='readings a second (default: 10)')
     parser.add_argument('--name', default=None, metavar='DEVICE', help='what the page calls this device')
 

@@ -331,7 +331,9 @@ def test_sl4a_names_the_error_of_the_phone_and_tries_again(phone):
 
 def test_sl4a_phone_that_hangs_is_named_and_comes_back(phone):
     phone.answers['readSensors'] = FULL
-    with read(Sl4a(phone.environ()), patience=0.4) as listener:
+    source = Sl4a(phone.environ())
+    source.repeat = 0
+    with read(source, patience=0.4) as listener:
         listener.next('reading')
         phone.silent.set()
         assert 'sl4a: no reading for 0.4 seconds' in listener.next('trouble')
@@ -583,6 +585,7 @@ def tree(tmp_path):
 
 def one_reading(tree):
     source = Linux(str(tree.path))
+    source.repeat = 0
     readings = source.readings(0.1)
     next(readings)            # rates have their first value after the second
     return source, next(readings)
@@ -645,6 +648,7 @@ def test_linux_reads_load_memory_and_rates(tree):
     tree.put('proc/stat', 'cpu  100 0 0 100 0 0 0 0 0 0\ncpu0 1 2 3')
     tree.put('proc/net/dev', NET_DEV % (1000, 2000))
     source = Linux(str(tree.path))
+    source.repeat = 0
     readings = source.readings(0.1)
     next(readings)
     tree.put('proc/stat', 'cpu  130 0 0 160 10 0 0 0 0 0\ncpu0 1 2 3')
@@ -666,6 +670,7 @@ def test_linux_goes_on_without_a_sensor_that_fails(tree):
     for zone, content in enumerate((40000, 'garbage', 42000)):
         tree.put('sys/class/thermal/thermal_zone%d/temp' % zone, content)
     source = Linux(str(tree.path))
+    source.repeat = 0
     readings = source.readings(0.1)
     assert sorted(next(readings)) == ['thermal_zone0', 'thermal_zone2']
     tree.remove('sys/class/thermal/thermal_zone2/temp')

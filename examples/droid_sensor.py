@@ -2334,7 +2334,7 @@ def main(argv=None):
     except OSError as error:
         tell('the spool %s cannot be used: %s' % (arguments.spool, error.strerror or error))
         return 1
-    source = find_source(arguments.source)
+    source = find_source(arguments.source, arguments.sensors)
     print('source: %s' % source.name, flush=True)
     # Whoever stops a program in the background sends this.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

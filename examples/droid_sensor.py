@@ -2303,7 +2303,7 @@ def add_push_options(parser):
     parser.add_argument('address', metavar='ADDRESS',
                         help='of the server: 192.168.1.20, name:9000, or what stands in the address bar of its page')
     parser.add_argument('--password', help='of the server, if it has one')
-    parser.add_argument('--fingerprint', metavar='AB:CD:…', help='trust the https server that printed this')
+    parser.add_argument('--fingerprint', metavar='AB:CD:..', help='trust the https server that printed this')
     parser.add_argument('--cert', metavar='FILE', help='trust the certificate in this file')
     parser.add_argument('--insecure', action='store_true', help='trust whoever answers by https')
     parser.add_argument('--spool', metavar='FILE', help='keep readings in a file until the server has recorded them')

@@ -18,6 +18,8 @@ import re
 import tempfile
 import time
 
+from examples import droid_sensor
+
 DAY = 86400                   # seconds
 PAST = DAY                    # a phone's clock may be behind this machine's
 LIFETIME = 398 * DAY          # from the first to the last second; what browsers accept of anybody, Apple's system too
@@ -279,12 +281,11 @@ def ensure(directory, addresses, names=()):
         # The key first: whoever comes between the two finds that they do not belong together.
         write(key_path, pem('PRIVATE KEY', private_key(key, point)))
         begin = now - PAST
-        write(certificate_path, pem('CERTIFICATE', certificate(key, point, subject_names, begin,
-                                                              begin + LIFETIME - 1)))
+        made = certificate(key, point, subject_names, begin, begin + LIFETIME - 1)
+        write(certificate_path, pem('CERTIFICATE', made))
     return certificate_path, key_path
 
 
 def fingerprint(certificate_path):
     """Return the SHA-256 of a certificate as browsers and openssl show it: AB:CD:…, 32 bytes."""
-    digest = hashlib.sha256(read_pem(certificate_path)).hexdigest().upper()
-    return ':'.join(re.findall('..', digest))
+    return droid_sensor.fingerprint(read_pem(certificate_path))

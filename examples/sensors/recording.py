@@ -38,6 +38,11 @@ class RecordingError(OSError):
     """A recording that cannot be opened, or cannot go on for now; its text is a sentence for a person."""
 
 
+def reason(error):
+    """Return what an error of the system is called, without its number."""
+    return getattr(error, 'strerror', None) or error
+
+
 def is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -262,8 +267,8 @@ def reader_of(path):
     """Return what reads a recording; RecordingError if there is none."""
     try:
         return (SqliteReader if is_database(path) else LineReader)(path)
-    except OSError as error:
-        raise RecordingError('the recording %s cannot be read: %s' % (path, error.strerror or error)) from error
+    except (OSError, ImportError) as error:
+        raise RecordingError('the recording %s cannot be read: %s' % (path, reason(error))) from error
 
 
 ##############################################################################
@@ -283,8 +288,8 @@ class Recorder:
         self.path = path
         try:
             self._store = (SqliteStore if is_database(path) else LineStore)(path)
-        except OSError as error:
-            raise RecordingError('cannot record into %s: %s' % (path, error.strerror or error)) from error
+        except (OSError, ImportError) as error:    # some Pythons have no sqlite3
+            raise RecordingError('cannot record into %s: %s' % (path, reason(error))) from error
         self._ledger = Ledger(self._store.numbers)
         self._waiting = collections.deque()     # (t, device, text)
         self._numbers = {}                      # of those that wait, the greatest of each spool
@@ -341,8 +346,8 @@ class Recorder:
                 with self._lock:
                     self._numbers = dict(numbers, **self._numbers)
                 raise RecordingError(
-                    'the recording %s cannot go on (%s): what comes waits in memory until there is room and its disk is '
-                    'there' % (self.path, error.strerror or error)) from error
+                    'the recording %s cannot go on (%s): what comes waits in memory until its disk is there and has '
+                    'room' % (self.path, reason(error))) from error
             with self._lock:
                 for _, _, text in records:
                     self._waiting.popleft()

@@ -20,8 +20,6 @@ import time
 
 import pytest
 
-import minws
-from examples import droid_sensor
 from examples.droid_sensor import JsonLines
 from examples.sensors import recording
 from examples.sensors.recording import Ledger, Recorder, RecordingError, csv, played, replay

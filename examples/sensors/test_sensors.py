@@ -9,7 +9,6 @@ import math
 import os
 import queue
 import re
-import shutil
 import signal
 import socket
 import subprocess

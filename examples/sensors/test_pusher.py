@@ -21,8 +21,8 @@ import pytest
 
 import minws
 from examples import droid_sensor
-from examples.droid_sensor import (GLANCE, LEAP, SILENCE, JsonLines, Line, Outbox, Refused, Sensor, Session, Spool, Trust,
-                                   diagnose, parse_address, sample_text)
+from examples.droid_sensor import (GLANCE, LEAP, SILENCE, JsonLines, Line, Outbox, Refused, Sensor, Session, Spool,
+                                   Trust, diagnose, parse_address, sample_text)
 from examples.sensors import certificate
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -337,6 +337,7 @@ def test_line_that_was_open_is_tried_again_whatever_comes(monkeypatch):
     """What ends a first try may be another network's login page later."""
     monkeypatch.setattr(droid_sensor, 'FIRST_DELAY', 0.01)
     said, path = [], ['/push']
+
     def answer(ws, request):
         return None if path[0] == '/push' else minws.Response(404)
 

@@ -2336,8 +2336,9 @@ def main(argv=None):
         return 1
     source = find_source(arguments.source, arguments.sensors)
     print('source: %s' % source.name, flush=True)
-    # Whoever stops a program in the background sends this.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():   # which a phone's Python may not give to a script
+        # Whoever stops a program in the background sends this.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         push(address, source, arguments.rate, arguments.name or device_name()[:MAX_NAME], spool, trust, tell)
     except Refused as error:

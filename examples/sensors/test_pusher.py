@@ -941,11 +941,22 @@ def test_program_ends_in_order_when_it_is_terminated():
             next_with(heard, 'bye')
 
 
-def test_program_ends_with_the_reason_of_a_refusal():
-    def refuse(ws):
-        ws.recv()
-        ws.close(1008, 'there are 32 devices already; remove one')
+def refuse(ws):
+    ws.recv()
+    ws.close(1008, 'there are 32 devices already; remove one')
 
+
+def test_program_runs_in_any_thread(capsys):
+    """As in the console of an app."""
+    statuses = queue.Queue()
+    with pushing_server(refuse) as text:
+        threading.Thread(target=lambda: statuses.put(droid_sensor.main([text, '--source', 'simulated'])),
+                         daemon=True).start()
+        assert statuses.get(timeout=DEADLINE) == 1
+    assert capsys.readouterr().err == '127.0.0.1 refuses this device: there are 32 devices already; remove one\n'
+
+
+def test_program_ends_with_the_reason_of_a_refusal():
     with pushing_server(refuse) as text, Program(text, '--source', 'simulated') as program:
         status, lines = program.wait()
     assert status == 1

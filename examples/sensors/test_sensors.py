@@ -9,7 +9,6 @@ import math
 import os
 import queue
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +23,7 @@ import minws
 from examples import browser as browser_module
 from examples import droid_sensor
 from examples.browser import Browser, find_browser
-from examples.droid_sensor import (JsonStream, Linux, Mailbox, Reader, Sensor, Simulated, Sl4a, Source, SourceError,
+from examples.droid_sensor import (JsonStream, Linux, Reader, Sensor, Simulated, Sl4a, Source, SourceError,
                                    Termux, choose_sensors, find_source, numbers)
 from examples.sensors.__main__ import (MAX_DEVICES, MAX_KEYS, PAGE, BadMessage, Hub, listen, local_addresses, main,
                                        page_addresses, parse_hello, parse_sample, sentence)
@@ -951,18 +950,6 @@ def test_source_in_trouble_is_told_and_over_with_the_next_reading(hub):
         assert not any('error' in message for message in map(json.loads, device.story()))
 
 
-def test_mailbox_keeps_the_newest_value_of_each_sensor():
-    mailbox = Mailbox()
-    mailbox.sensors({'a': Sensor('', ())})
-    mailbox.reading(1.0, {'a': [1], 'b': [1]})
-    mailbox.reading(2.0, {'a': [2]})
-    assert mailbox.take() == ({'a': Sensor('', ())}, {'a': (2.0, [2]), 'b': (1.0, [1])}, None)
-    assert mailbox.take(timeout=0) == (None, {}, None)
-    mailbox.trouble('hot')
-    mailbox.again()
-    assert mailbox.take() == ({'a': Sensor('', ())}, {}, 'hot')
-
-
 ##############################################################################
 # Command lines
 ##############################################################################
@@ -1072,35 +1059,6 @@ def test_announced_addresses_are_those_of_this_machine():
             sock.bind((address, 0))   # nobody else's address can be bound
     assert page_addresses('0.0.0.0') == addresses + ['localhost']
     assert page_addresses('::1') == ['[::1]']
-
-
-def test_push_client_needs_two_files_and_comes_back_when_the_server_does(tmp_path):
-    for file in ('minws.py', 'examples/droid_sensor.py'):
-        shutil.copy(os.path.join(ROOT, file), str(tmp_path))
-    with contextlib.ExitStack() as first:
-        hub = first.enter_context(serving())
-        with Program('droid_sensor.py', 'ws://127.0.0.1:%d/push' % hub.port, '--source', 'simulated', '--rate', '20',
-                     '--name', 'pixel', cwd=str(tmp_path)) as program:
-            program.expect('^source: simulated')
-            program.expect('^connected')
-            with Peer(hub, '/ws') as browser:
-                assert browser.hear_hello('pixel')['simulated']
-                assert len(browser.hear(lambda message: 'accel' in message.get('s', {}))['s']['accel']) == 3
-            first.close()
-            program.expect('^connection lost')
-            with serving(hub.port) as again, Peer(again, '/ws') as browser:
-                assert browser.hear_hello('pixel')['sensors']['accel'] == {'unit': 'm/s²', 'axes': ['x', 'y', 'z']}
-                assert browser.hear_sample('pixel')['t'] == pytest.approx(time.time(), abs=2)
-            assert program.interrupt()[0] == 0
-
-
-def test_push_client_says_what_the_server_refuses(hub, tmp_path):
-    for path, status, words in (('/nowhere', 1, '404'), (' ', 2, 'URL')):
-        with Program('-m', 'examples.droid_sensor', 'ws://127.0.0.1:%d%s' % (hub.port, path), '--source', 'simulated',
-                     cwd=ROOT) as program:
-            assert program.process.wait(DEADLINE) == status
-            errors = program.process.stderr.read()
-        assert words in errors and 'Traceback' not in errors
 
 
 ##############################################################################

@@ -31,6 +31,7 @@ LATEST = 1e11                 # seconds since 1970: the year 5138
 
 PAGES_OF_ADDRESS = 64         # connections of pages, and of devices, from one address; a household's, and a proxy's
 DEVICES_OF_ADDRESS = 16
+ARRIVALS = 16                 # new devices from one address at once; then one in two seconds
 MAX_PAGES = 512
 MAX_ADDRESSES = 4096          # that are remembered
 MESSAGES = 4000               # a second from one address: three phones with twelve sensors at 100 Hz, each by itself
@@ -137,7 +138,9 @@ def complaint(value):
     """Return what is wrong with a value, as a short sentence."""
     if isinstance(value, (list, dict)):
         return 'a number is wanted, not another list or object'
-    if type(value) in (float, int) and math.isfinite(value):
+    if type(value) is int:
+        return 'a number of so many digits is beyond %g' % LARGEST
+    if type(value) is float and math.isfinite(value):
         return '%.3g is beyond %g' % (value, LARGEST)
     return '%s is no number' % ENCODE(clean(value, 40) if isinstance(value, str) else value)
 
@@ -195,7 +198,7 @@ class Visitor:
         self.phones = 0
         self.messages = Allowance(MESSAGES, 2 * MESSAGES)
         self.volume = Allowance(VOLUME, 2 * VOLUME)
-        self.arrivals = Allowance(0.5, DEVICES_OF_ADDRESS)    # new devices: each makes every page build its cards
+        self.arrivals = Allowance(0.5, ARRIVALS)   # new devices: each makes every page build its cards
         self.marks = Allowance(1, 3)
         self.stories = Allowance(1, 5)                        # whole histories in answer to GET /events
         self.refused = 0                                      # messages since `since`
@@ -376,7 +379,7 @@ class Device:
         self.errors = {}              # sensor, or '' for the source → [text, how many, when it was told]
         self.series = {}              # key → Series
         self.stored = 0               # bytes of them
-        self.state = 'live'
+        self.state = 'silent'
         self.since = time.time()
         self.heard = time.monotonic()     # the last reading
         self.posted = None                # the last POST

@@ -230,11 +230,10 @@ class Site:
 
     def rights(self, request, address):
         """Return what the page that made the request may do."""
-        network = network_of(address[0])
         known = not self.guard.parts or self.guard.knows(request)
         forwarded = any(name in request.headers for name in ('Forwarded', 'X-Forwarded-For', 'Via'))
         return {'push': 'push' not in self.guard.parts or known, 'password': known,
-                'remove': hubs.is_loopback(network) and not forwarded}
+                'remove': hubs.is_loopback(address[0]) and not forwarded}
 
     # The password
 

@@ -234,14 +234,24 @@ def read_into(hub, source, name, rate):
     return reader
 
 
-def wait_for_signal():
-    """Return the sentence that says what ended the program."""
-    ended, reasons = threading.Event(), []
-    for number, reason in ((signal.SIGINT, 'Ctrl-C was pressed'), (signal.SIGTERM, 'it was told to end')):
-        signal.signal(number, lambda *_, reason=reason: (reasons.append(reason), ended.set()))
-    while not ended.wait(1):          # Windows hears Ctrl-C between two waits
-        pass
-    return reasons[0]
+class Ending:
+    """Ctrl-C, or being told to end, from the moment that this is made; in the main thread."""
+
+    def __init__(self):
+        self._ended = threading.Event()
+        self.reason = ''
+        for number, reason in ((signal.SIGINT, 'Ctrl-C was pressed'), (signal.SIGTERM, 'the server was told to end')):
+            signal.signal(number, lambda *_, reason=reason: self._end(reason))
+
+    def _end(self, reason):
+        self.reason = reason
+        self._ended.set()
+
+    def wait(self):
+        """Return the sentence that says what ended the program."""
+        while not self._ended.wait(1):    # Windows hears Ctrl-C between two waits
+            pass
+        return self.reason
 
 
 def main(argv=None):
@@ -269,12 +279,13 @@ def main(argv=None):
     readers = [read_into(hub, source, name, arguments.rate)]
     if arguments.source == 'auto' and not measures_motion(source):
         readers.append(read_into(hub, Simulated(), 'simulated phone', arguments.rate))
+    ending = Ending()
     announce(source, len(readers) > 1, places)
     server.start()
     for reader in readers:
         reader.start()
     try:
-        hub.stop(wait_for_signal())
+        hub.stop(ending.wait())
     finally:
         for reader in readers:
             reader.stop()

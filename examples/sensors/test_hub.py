@@ -933,7 +933,8 @@ server.serve_forever()
 @contextlib.contextmanager
 def server_process():
     """Run a hub in a process of its own; the value has its `port` and `pid`."""
-    process = subprocess.Popen([sys.executable, '-c', SERVER], stdout=subprocess.PIPE, cwd=ROOT)
+    process = subprocess.Popen([sys.executable, '-c', SERVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               cwd=ROOT)
     try:
         process.port = int(process.stdout.readline())
         yield process
@@ -943,18 +944,20 @@ def server_process():
         process.stdout.close()
 
 
-def attack(port, seconds, number):
-    """Say ever new names as fast as the server takes them."""
+def attack(port, seconds, number, length):
+    """Say ever new names as fast as the server takes them, `length` messages on each connection."""
     count, until = 0, time.monotonic() + seconds
     while time.monotonic() < until:
         with contextlib.suppress(minws.ConnectionClosed, minws.HandshakeError, OSError):
-            with minws.connect('ws://127.0.0.1:%d/push' % port) as ws:
+            with minws.connect('ws://127.0.0.1:%d/push' % port, close_timeout=1) as ws:
                 count += 1
                 ws.send(json.dumps(hello(device='%d %d' % (number, count), sensors={})))
-                for _ in range(500):
+                for _ in range(length):
                     count += 1
                     name = '%d %d %s' % (number, count, 'x' * 100)
                     ws.send(json.dumps({'t': time.time(), 's': {name: [-1.7e308, 0], name + 'y': count}}))
+                    if time.monotonic() > until:
+                        break
     return count
 
 
@@ -962,9 +965,10 @@ def attack(port, seconds, number):
 @pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='reads /proc, which is Linux')
 def test_ever_new_names_cost_no_memory():
     with server_process() as server, contextlib.closing(minws.connect('ws://127.0.0.1:%d/ws' % server.port)) as viewer:
-        attack(server.port, 2, 0)
+        attack(server.port, 2, 0, 100)
         before, heard, deadline = resident(server.pid), 0, time.monotonic() + 20
-        attackers = [threading.Thread(target=attack, args=(server.port, 20, number)) for number in (1, 2)]
+        attackers = [threading.Thread(target=attack, args=(server.port, 20, *which))
+                     for which in ((1, 1), (2, 500), (3, 10 ** 9))]
         for attacker in attackers:
             attacker.start()
         while time.monotonic() < deadline:
@@ -975,6 +979,114 @@ def test_ever_new_names_cost_no_memory():
         grown = resident(server.pid) - before
     print('\n20 s of ever new names: %.1f MB more, a page was sent %.1f MB' % (grown / 1e6, heard / 1e6))
     assert grown < 20e6
+
+
+##############################################################################
+# Load
+##############################################################################
+
+def processor_seconds(pid):
+    with open('/proc/%d/stat' % pid) as file:
+        words = file.read().rpartition(')')[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf('SC_CLK_TCK')
+
+
+VIEWERS = '''
+import json, sys, time
+import minws
+
+port, count = int(sys.argv[1]), int(sys.argv[2])
+
+class Viewer(minws.WebSocketClient):
+    readings = dropped = messages = size = 0
+    ready = False
+
+    def handshake_ok(self):
+        manager.add(self)
+
+    def received_message(self, message):
+        data = message.data
+        if not self.ready:
+            self.ready = b'"ready"' in data
+            return
+        self.messages += 1
+        self.size += len(data)
+        self.readings += data.count(b'"s":{')
+        if b'"where":"page"' in data:
+            for told in json.loads(data.decode()):
+                if "dropped" in told:
+                    self.dropped += max(told["dropped"]["sensors"].values())
+
+manager = minws.WebSocketManager()
+manager.start()
+viewers = []
+for number in range(count):
+    viewer = Viewer("ws://127.0.0.1:%d/ws" % port)
+    viewer.sock.bind(("127.0.0.%d" % (2 + number // 50), 0))
+    viewer.connect()
+    viewers.append(viewer)
+while not all(viewer.ready for viewer in viewers):
+    time.sleep(0.05)
+print("ready", flush=True)
+wanted = int(sys.stdin.readline())
+deadline = time.monotonic() + 10
+while time.monotonic() < deadline and not all(viewer.readings + viewer.dropped >= wanted for viewer in viewers):
+    time.sleep(0.05)
+print(json.dumps([[viewer.readings, viewer.dropped, viewer.messages, viewer.size] for viewer in viewers]), flush=True)
+'''
+
+
+def push_for(ws, device, seconds):
+    """Send twelve sensors a hundred times a second; return how many readings."""
+    count, began = 0, time.monotonic()
+    while count < 100 * seconds:
+        reading = {name: [0.1 * count, -9.81, 1e-3 * count] for name in ['accel'] + ['sensor %d' % n for n in range(11)]}
+        ws.send(json.dumps({'t': time.time(), 's': reading}))
+        count += 1
+        time.sleep(max(0.0, began + count * 0.01 - time.monotonic()))
+    return count
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='reads /proc, which is Linux')
+def test_two_hundred_pages_of_three_phones_stay_within_one_core():
+    seconds, pages = 20, 200
+    with server_process() as server:
+        phones = [minws.connect('ws://127.0.0.1:%d/push' % server.port) for _ in range(3)]
+        for number, ws in enumerate(phones):
+            ws.send(json.dumps(hello(device='phone %d' % number, rate=100)))
+        watching = subprocess.Popen([sys.executable, '-c', VIEWERS, str(server.port), str(pages)], cwd=ROOT,
+                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
+        try:
+            assert watching.stdout.readline() == 'ready\n'
+            spent, began, memory = processor_seconds(server.pid), time.monotonic(), resident(server.pid)
+            sent = []
+            pushers = [threading.Thread(target=lambda ws=ws, n=n: sent.append(push_for(ws, n, seconds)))
+                       for n, ws in enumerate(phones)]
+            for pusher in pushers:
+                pusher.start()
+            for pusher in pushers:
+                pusher.join()
+            spent, took = processor_seconds(server.pid) - spent, time.monotonic() - began
+            memory = resident(server.pid) - memory
+            watching.stdin.write('%d\n' % sum(sent))
+            watching.stdin.flush()
+            results = json.loads(watching.stdout.readline())
+        finally:
+            watching.kill()
+            watching.wait()
+            watching.stdin.close()
+            watching.stdout.close()
+            for ws in phones:
+                ws.close()
+    got, dropped, messages, size = (sum(values) for values in zip(*results))
+    print('\n%d pages, %d readings of 12 sensors in %.1f s: %.0f %% of a core; %.1f messages a second to a page, %.1f MB/s '
+          'in all; %.3f %% dropped; %.1f MB more memory' % (
+              pages, sum(sent), took, 100 * spent / took, messages / pages / took, size / took / 1e6,
+              100 * dropped / (got + dropped), memory / 1e6))
+    assert all(readings + missed == sum(sent) for readings, missed, _, _ in results)
+    assert all(count <= 62 * took for _, _, count, _ in results)
+    assert spent < took and dropped < 0.01 * got
 
 
 ##############################################################################

@@ -80,11 +80,12 @@ def page_addresses(host):
 class Places:
     """Under which addresses the server is reached, and how: for people, for phones, and for the page."""
 
-    def __init__(self, hosts, port, guard, secure):
+    def __init__(self, hosts, port, guard, scheme, fingerprint=''):
         self.port = port
         self.guard = guard
-        self.scheme = 'https' if secure else 'http'
+        self.scheme = scheme
         self.hosts = hosts
+        self.fingerprint = fingerprint
 
     def page(self, host, password=False):
         """Return the address of the page; with the password in it if there is one and it is wanted."""
@@ -101,9 +102,10 @@ class Places:
         """
         query = '?password=' + quoted(self.guard.password) if password and self.guard.parts else ''
         address = '%s://%s:%d/start%s' % (self.scheme, self.hosts[0], self.port, query)
-        secure = self.scheme == 'https'
-        context = ", context=__import__('ssl')._create_unverified_context()" if secure else ''
-        return {'termux': "pkg install -y python termux-api && curl -fs%sS '%s' | python" % ('k' * secure, address),
+        # what the script then connects to must have the fingerprint
+        blind = bool(self.fingerprint)
+        context = ", context=__import__('ssl')._create_unverified_context()" if blind else ''
+        return {'termux': "pkg install -y python termux-api && curl -fs%sS '%s' | python" % ('k' * blind, address),
                 'qpython': "exec(__import__('urllib.request').request.urlopen('%s'%s).read())" % (address, context)}
 
     def about(self, title):
@@ -149,8 +151,9 @@ def announce(source, simulation, places):
         if places.scheme == 'http':
             print('it travels unencrypted, as all readings do: whoever listens in this network can read it; '
                   '--https ends that')
-    if places.scheme == 'https':
-        print('browsers do not know who made the certificate and ask once; go on if its fingerprint is the same')
+    if places.fingerprint:
+        print('browsers do not know who made the certificate and ask once; its SHA-256 fingerprint is')
+        print('    %s' % places.fingerprint)
     print('Ctrl-C ends it', flush=True)
 
 
@@ -183,15 +186,16 @@ def add_server_options(parser):
 
 
 def security_of(arguments, hosts):
-    """Return the SSLContext that the arguments ask for, or None; OSError if a file is not there or not right."""
+    """Return (the SSLContext that the arguments ask for or None, the fingerprint of a certificate that we made or '');
+    OSError or ValueError if a file is not there or not right."""
     if not (arguments.https or arguments.cert):
-        return None
+        return None, ''
     names = [host for host in hosts + arguments.allow_host if not is_address(host)]
     addresses = [host.strip('[]') for host in hosts + ['127.0.0.1'] if is_address(host)]
     files = (arguments.cert, arguments.key) if arguments.cert else certificate.ensure(HOME, addresses, names)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*files)
-    return context
+    return context, '' if arguments.cert else certificate.fingerprint(files[0])
 
 
 def is_address(host):
@@ -254,27 +258,31 @@ class Ending:
         return self.reason
 
 
-def main(argv=None):
-    """Serve until Ctrl-C; return the exit status."""
+def parse_arguments(argv):
     parser = argparse.ArgumentParser(prog='python3 -m examples.sensors', description='Live charts of sensor readings.')
     add_server_options(parser)
     add_source_options(parser)
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Serve until Ctrl-C; return the exit status."""
+    arguments = parse_arguments(argv)
     source, name, hosts = find_source(arguments.source), arguments.name or device_name(), page_addresses(arguments.host)
-    hub = Hub()
     try:
-        security = security_of(arguments, hosts)
+        security, fingerprint = security_of(arguments, hosts)
     except (OSError, ValueError) as error:
         print('https is not possible: %s' % error, file=sys.stderr)
         return 1
-    scheme = 'https' if security else 'http'
+    hub, scheme = Hub(), 'https' if security else 'http'
     guard = guard_of(arguments, security is not None, arguments.port)
+    site = Site(hub, guard, arguments.allow_host, scheme, fingerprint)
     try:
-        server = listen(hub, arguments.host, arguments.port, Site(hub, guard, arguments.allow_host, scheme), ssl=security)
+        server = listen(hub, arguments.host, arguments.port, site, ssl=security)
     except OSError as error:
         print(sentence(error, arguments.host, arguments.port), file=sys.stderr)
         return 1
-    places = Places(arguments.allow_host + hosts, server.port, guard, security is not None)
+    places = Places(arguments.allow_host + hosts, server.port, guard, scheme, fingerprint)
     hub.about = places.about(name)
     readers = [read_into(hub, source, name, arguments.rate)]
     if arguments.source == 'auto' and not measures_motion(source):

@@ -1,4 +1,167 @@
-"""PROTOCOL
+r"""The wire between the server, its pages and the devices that push; and what the server does between them.
+
+One port. Paths: `GET /` the page · `GET /ws` (WebSocket) a page · `GET /push` (WebSocket) a device · `POST /push` a
+device without a socket · `GET /events` a page without a socket (server-sent events) · `GET /minws.py`,
+`/droid_sensor.py`, `/start` the files for a phone, and the script that fetches and runs them · `POST /login` the
+password form.
+
+Everything is JSON in text messages. Times are seconds since 1970 UTC (float), offsets milliseconds. A reader ignores
+members and whole messages that it does not know; it never fails on them. All names and texts are plain text, never
+markup; names are at most 60 characters, texts at most 300, of any script, without control characters and
+bidirectional overrides.
+
+1. Server → page (socket and events alike)
+------------------------------------------
+
+A message is one object, or an array of objects to be handled in order. Each object has one of these members:
+
+    {"info": {"version": 2, "minws": "1.0.0", "now": 1763740000.123, "started": 1763730000.0, "history": 300,
+              "title": "laptop", "addresses": ["http://192.168.1.5:9000/", …, "http://localhost:9000/"],
+              "push": "ws://192.168.1.5:9000/push",
+              "start": {"termux": "pkg install …", "qpython": "exec(…)"},       lines to paste on a phone
+              "qr": {"text": "http://192.168.1.5:9000/", "rows": ["1111111010…", …]},   1 is dark; no quiet zone
+              "protect": "none" | "push" | "page" | "both", "secure": false,     secure: served by https
+              "may": {"push": true, "remove": true, "password": true},   what this page may do: push, see 5;
+                                                             remove: it sits at the server (loopback)
+              "limits": {"devices": 32, "sensors": 64, "axes": 16, "name": 60, "text": 300, "rate": 60}}}
+
+First message of every connection. `addresses` has what a phone can open first; `qr.text` has the password in it when
+this page may know it. `now` is the server's clock when the message was made; see `time` for a better measure.
+
+    {"hello": {"device": "pixel", "id": "9f2c51d07a3e", "source": "termux", "rate": 100, "simulated": false,
+               "own": false, "offset": -12.5, "state": "live", "since": 1763740000.1,
+               "sensors": {"accel": {"unit": "m/s²", "axes": ["x", "y", "z"]}, "light": {"unit": "lx", "axes": []}}}}
+
+A device, new or changed (also: came back). `device` is its name, unique at each moment, and what all other messages
+call it. `id` is public, stable as long as the device or its phone keeps its own (secret) id, made from that: settings
+of the page (order, hidden) belong to it. `rate` is what the source wants to give, Hz. `own`: it is read by the
+server's own machine. `sensors` is complete: a sensor that is missing is gone; a sensor can appear in a reading before
+it is in a hello (unit and axes unknown then). `axes` [] is a single number.
+
+`offset` is the device's clock minus the server's, ms; **readings are sent to pages on the server's clock already**,
+so that many devices stand on one axis; the device's own time of a reading is t + offset / 1000. How it is measured:
+by the exchange `time` (section 3) if the device takes part: the one of the last 16 with the shortest round trip
+counts, and half of that is its uncertainty; else by the smallest (arrival − t) of the last few hundred messages (at
+first by `t` of the hello), uncertainty 100 ms. An offset within its uncertainty is taken as 0, and one that moved
+less than its uncertainty is kept, so a good clock's times are not touched. `offset` null: not measured yet.
+
+`state`: "live", "silent" (connected, no reading for 3 s and for three of its intervals), "lost" (connection broke,
+may come back), "left" (said goodbye). `since`: when that state began. Changes:
+
+    {"state": {"device": "pixel", "state": "lost", "since": 1763740003.2, "offset": -12.5}}
+    {"gone": {"device": "pixel"}}       forgotten (5 minutes after it left or was lost), removed, or displaced
+
+    {"d": "pixel", "t": 1763740000.123, "s": {"accel": [0.1, 0.2, 9.8], "light": 310.0}}
+
+A reading: t on the server's clock, ≥ 0; a sensor's value is one number, or an array of 1 to 16. Numbers are finite, 0
+or 1e-30 ≤ |v| ≤ 1e30, not rounded. Readings of all devices are collected and leave as one array at most 60 times a
+second. t of one sensor usually rises; it can go back by a little when an offset is measured anew.
+
+    {"dropped": {"device": "pixel", "where": "page" | "server" | "device", "sensors": {"accel": 17, "light": 17}}}
+    {"dropped": {"device": "pixel", "where": "server", "messages": 120}}     refused unread: sensors not known
+
+Readings that will never come, additional to those told before: "page": this page was slower than the stream (the
+newest of each sensor comes, the others are counted here); "server": a limit refused them; "device": the device itself
+says that it could not send them. For each sensor, readings got live + dropped at "page" = readings the server had
+since `ready`.
+
+    {"history": {"thin": 1, "readings": [{"d": …, "t": …, "s": …}, …]}}
+
+Older readings, after the hellos and before `ready`, in any number of such pieces; oldest first for each device
+(pieces of several devices follow one another). `thin` n: about every n-th reading is left (so a hole is a hole from
+3·n intervals on). Not to be counted as rate, freshness or arrival. What of it has not arrived after 60 s is left out.
+Then, once for a connection:
+
+    {"ready": {"readings": 5211, "counts": {"pixel": {"accel": 30012, …}, …}}}
+
+From here on it is live. Nothing is lost or doubled between history and live. `counts`: readings of each sensor the
+server has had so far. What arrives before `ready` as a plain reading is the newest value of each sensor, sent early
+so that there is something to see; the same reading comes again in the history (same d and t: take it once).
+
+    {"error": {"device": "pixel", "text": "termux: no reading for 5 seconds"}}
+    {"error": {"device": "pixel", "sensor": "accel", "text": "\"NaN\" is no number", "count": 3}}
+
+What is wrong with a source, or with the values of one sensor (count: how many bad samples so far; told at most once a
+second). Over with the next reading of that device, or sensor; or `text` null. A bad value costs one sample of one
+sensor. Errors that stand are repeated to who joins.
+
+    {"notice": {"key": "devices", "device": "pixel" or absent, "text": "there are 32 devices already; …"}}
+
+A limit was reached, or another thing to say to a person, in a whole sentence. One for each key and device: a later
+one replaces it, `text` null takes it back.
+
+    {"marker": {"id": 7, "t": 1763740012.5, "text": "second run", "by": "192.168.1.7"}}   the last 100 for who joins
+    {"time": [1763740000000.1, 1763740000004.2]}             answer to a page's time: [theirs, server's], ms
+    {"refused": {"command": "remove", "text": "only …"}}     answer to a command, to this page alone
+    {"stopping": {"text": "Ctrl-C was pressed"}}             last message, then close 1001
+
+Close codes: 1001 the server ends · 1008 with a sentence: the password is missing, too many connections, too many
+messages; do not come back before a person acts (if info.protect covers the page: load `/` again, which asks for the
+password) · anything else: come back, after 0.5 s growing to 10 s, with jitter.
+
+2. Page → server (socket; over HTTP as POST /push, see 4)
+---------------------------------------------------------
+
+    {"time": 1763740000000.1}                                own clock in ms; answered at once
+    {"marker": {"text": "second run"}}                       at most one a second; t is the server's moment of arrival
+    {"remove": {"device": "pixel"}}                          by whoever sits at the server (info.may.remove) …
+    {"remove": {"device": "pixel", "id": "SECRET"}}          … or by its owner: the id that the device pushed with
+    {"rate": …}                                              reserved: what this page wants to see of each device, Hz
+
+Not understood, or not allowed: answered by `refused`. More than 20 a second end the connection (1008).
+
+3. Device → server (WebSocket /push)
+------------------------------------
+
+One object, or an array of objects, up to 256 KiB:
+
+    {"hello": {"device": "pixel", "id": "SECRET", "source": "termux", "rate": 100, "simulated": false,
+               "t": 1763740000.1, "sensors": {"accel": {"unit": "m/s²", "axes": ["x", "y", "z"]}}}}
+    {"t": 1763740000.123, "s": {"accel": [0.1, 0.2, 9.8], "light": 310}, "n": 12}
+    {"error": {"text": "what is wrong with its source", "sensor": "accel" or absent}}
+    {"dropped": {"sensors": {"accel": 3}}}                   readings that it could not send
+    {"time": 1763740000000.1}                                own clock, ms; see below
+    {"bye": {"text": "why, or absent"}}                      it leaves on purpose; close 1000 or 1001 means the same
+
+`hello` comes first and may be repeated (other sensors, rate, source; never another name). Only "device" is wanted;
+`id` is random, kept for the process or the phone, told to nobody: who comes back with it is the same device. `t` in
+the hello: its clock at that moment. `d` in a reading is ignored. `n` numbers readings from 1 for each device without
+holes; reserved: the server will answer {"ack": n} when all up to n are recorded ("exactly once"), to devices whose
+hello has "ack": true.
+
+Exchange of clocks, begun by the device (a device that never sends `time` is never sent anything and need not read):
+device {"time": a} → server {"time": [a, b]} → device {"time": [a, b, c]} at once; a, c by its clock, b by the
+server's, ms. Every 10 to 60 s.
+
+Names longer than 60 are cut (…and six hex digits that keep two of them apart), control characters removed; axes
+beyond 16 and sensors beyond 64 are left out with a notice. Bad values: see `error`. What ends the connection, always
+1008 with a sentence (1007 if it is no JSON in text): no hello first, no object, the password, too many devices or
+connections of one address, a flood (more than four times the limit). Limits for each address: 4000 messages, 2 MiB a
+second; above, readings are left out and counted (`dropped` at "server", `notice`).
+
+4. Without a socket
+-------------------
+
+`POST /push`: body as in section 3, an array whose first object is the `hello` with its `id`; as many as one likes up
+to 10 a second. Answer 200 {"device": "pixel", "taken": 12, "time": server's clock in ms}, or 400, 401, 403, 413, 429
+with {"refused": {"text": sentence}}. A page's commands (section 2) go the same way, without a hello. A device that
+posts is lost after 10 s without a POST. The header Origin must be absent or ours.
+
+`GET /events`: server-sent events, each `data:` one message of section 1, each with an `id:`. A response may end at
+any time, and does so at present after what is new: EventSource comes back by itself after the `retry:` it was told
+(200 ms), with Last-Event-ID, and goes on where it was. So `onerror` with readyState CONNECTING is normal; it is lost
+when no event came for 5 s (an event comes at least every 2 s, `{"time": [null, ms]}` if nothing else). `info`,
+hellos, history (1 MiB at most) and ready come when there is no Last-Event-ID, or one too old (then told by a new
+`info`: begin anew).
+
+5. Password (`--password`, `--protect push|page|both`, default both)
+--------------------------------------------------------------------
+
+`/?password=SECRET` (also in the QR code) answers 303 with the cookie `minws=…; HttpOnly; SameSite=Strict; Path=/`. A
+page without it gets 401 and a form. Devices: `wss://host/push?password=SECRET`, or the header `Authorization: Bearer
+SECRET`, or the cookie. A socket without it is accepted and closed with 1008 "a password is needed …", as browsers do
+not show a status. After five wrong tries an address waits 1 s, doubling to 60 s (429, or 1008 "too many wrong
+passwords …"); nobody else does, and a good cookie never.
 """
 import binascii
 import collections
@@ -224,7 +387,8 @@ def network_of(address):
     if ':' not in address:
         return address
     try:
-        return socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, address.split('%')[0])[:8] + bytes(8))
+        packed = socket.inet_pton(socket.AF_INET6, address.split('%')[0])
+        return socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8))
     except (OSError, AttributeError):
         return address
 
@@ -288,7 +452,7 @@ class ClockOffset:
 ##############################################################################
 
 Block = collections.namedtuple('Block', 'thin count text until')
-Block.__doc__ = """`count` readings as text, separated by SEPARATOR; every `thin`-th of those that were, until a time."""
+Block.__doc__ = """`count` readings as text, separated by SEPARATOR: every `thin`-th of those until a time."""
 SEPARATOR = ',\n'             # valid between the values of an array, and nowhere within one
 
 
@@ -521,7 +685,8 @@ class Device:
 
     def missed(self, where, **what):
         """Tell the pages of readings that will never come."""
-        self._say(('dropped', self.name, next(self.hub.numbers)), {'dropped': dict(what, device=self.name, where=where)})
+        said = {'dropped': dict(what, device=self.name, where=where)}
+        self._say(('dropped', self.name, next(self.hub.numbers)), said)
 
     # How it is
 
@@ -598,7 +763,8 @@ class Session:
         device = self.device
         if device is None:
             secret = hello.get('id') if isinstance(hello.get('id'), str) else None
-            device = self.device = self.hub.welcome(name_of(hello['device'], 'device'), secret, self.address, connection)
+            name = name_of(hello['device'], 'device')
+            device = self.device = self.hub.welcome(name, secret, self.address, connection)
         device.source, device.rate, device.simulated = source, rate, simulated
         if is_number(hello.get('t')) and abs(hello['t']) < LATEST:
             device.clock.arrived(hello['t'], time.time())

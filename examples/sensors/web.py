@@ -29,7 +29,7 @@ import os, ssl, sys, urllib.request
 base, push = %(base)r, %(push)r
 folder = os.path.join(os.path.expanduser('~'), 'minws-sensors')
 os.makedirs(folder, exist_ok=True)
-context = ssl._create_unverified_context() if base[:6] == 'https:' else None
+context = None if %(verified)r else ssl._create_unverified_context()
 for name in ('minws.py', 'droid_sensor.py'):
     with urllib.request.urlopen(base + '/' + name, context=context) as answer:
         text = answer.read()
@@ -46,7 +46,8 @@ LOGIN = '''\
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>Sensors: password</title>
 <style>body { font: 16px/1.5 system-ui, sans-serif; max-width: 24em; margin: 18vh auto; padding: 0 16px; }
-input, button { font: inherit; min-height: 44px; padding: 0 12px; } input { width: 100%%; box-sizing: border-box; }</style>
+input, button { font: inherit; min-height: 44px; padding: 0 12px; }
+input { width: 100%%; box-sizing: border-box; }</style>
 </head><body><h1>Sensors</h1><p>%s</p>
 <form method="post" action="/login"><p><label>Password<br><input name="password" type="password" autofocus
 autocomplete="current-password" required></label></p><p><button>Open</button></p></form>
@@ -187,13 +188,15 @@ def takes_gzip(request):
 
 class Site:
     """The pages= and process_request= of a server, for one hub and one guard. `hosts` are names that it is called by
-    beside the local ones; `scheme` http or https."""
+    beside the local ones; `scheme` http or https, with the `fingerprint` of a certificate that nobody else vouches for.
+    """
 
-    def __init__(self, hub, guard=None, hosts=(), scheme='http'):
+    def __init__(self, hub, guard=None, hosts=(), scheme='http', fingerprint=''):
         self.hub = hub
         self.guard = guard or Guard()
         self.hosts = list(hosts)
         self.scheme = scheme
+        self.fingerprint = fingerprint
         hub.rights = self.rights
         page = Compressed(PAGE, 'text/html; charset=utf-8')
         self.pages = {'/': page, '/push': self.push, '/events': self.events, '/login': self.login,
@@ -238,8 +241,9 @@ class Site:
     # The password
 
     def _form(self, text, status):
+        policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"
         return answer(status, LOGIN % html.escape(text), 'text/html; charset=utf-8',
-                      [('Content-Security-Policy', "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'")])
+                      [('Content-Security-Policy', policy)])
 
     def _enter(self, request, password):
         """Make a cookie of the right password: from now on it is not in the address any more."""
@@ -308,7 +312,8 @@ class Site:
         query = '?password=' + quoted(password) if password else ''
         push = '%s://%s/push%s' % ('wss' if self.scheme == 'https' else 'ws', host, query)
         script = START % {'base': '%s://%s' % (self.scheme, host), 'push': push,
-                          'arguments': ['--insecure'] if self.scheme == 'https' else []}
+                          'arguments': ['--fingerprint', self.fingerprint] if self.fingerprint else [],
+                          'verified': not self.fingerprint}
         return answer(200, script, 'text/x-python; charset=utf-8')
 
 
@@ -321,8 +326,8 @@ def quoted(text):
 def listen(hub, host, port, site=None, **options):
     """Return the Server of a hub, not started; OSError if it cannot listen there. `options` are those of serve()."""
     site = site or Site(hub)
-    server = minws.serve({'/ws': type('HubPage', (Page,), {'hub': hub}), '/push': type('HubPhone', (Phone,), {'hub': hub})},
-                         host, port, pages=site.pages, process_request=site.admit, hosts=None,
+    handlers = {'/ws': type('HubPage', (Page,), {'hub': hub}), '/push': type('HubPhone', (Phone,), {'hub': hub})}
+    server = minws.serve(handlers, host, port, pages=site.pages, process_request=site.admit, hosts=None,
                          max_size=hubs.MAX_MESSAGE, **options)
     hub.attach(server)
     return server

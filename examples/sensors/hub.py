@@ -1123,6 +1123,7 @@ class Hub:
         for page in list(self.pages):
             try:
                 page.send(ENCODE({'stopping': {'text': text}}))
+                page.close(1001, close_reason(text))      # the server does not know who joined just now
             except minws.ConnectionClosed:
                 pass
         self.server.shutdown(reason=close_reason(text))

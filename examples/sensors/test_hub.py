@@ -542,6 +542,10 @@ def test_a_device_that_comes_back_by_its_id_is_the_same(hub):
         back.say(t=now(), s={'light': 2})
         viewer.hear('s')
         assert hub.devices['pixel'].state == 'live'
+        back.ws.sock.shutdown(socket.SHUT_RDWR)
+        viewer.hear('state', lambda said: said['state'] == 'lost')
+        with phone(hub, id='my secret'):
+            assert viewer.hear('hello')['state'] == 'silent'      # it is there, and has not measured anything yet
 
 
 def test_the_secret_of_a_device_is_told_to_nobody(hub):
@@ -638,6 +642,8 @@ def test_a_source_of_our_own_that_is_removed_ends(hub):
     device = hub.add('simulated phone', 'simulated', 10)
     ended = threading.Event()
     device.on_removed = ended.set
+    device.reading(now(), {'n': 0})
+    assert hub.stored > 0
     with page(hub) as viewer:
         viewer.say(remove={'device': 'simulated phone'})
         viewer.hear('gone')
@@ -775,6 +781,31 @@ def read_one_more(hub, slow, device):
     return received_and_dropped(slow, number)
 
 
+def test_a_page_whose_history_takes_long_loses_nothing_of_what_comes_meanwhile(hub, monkeypatch):
+    monkeypatch.setattr(hubs, 'WINDOW', 1 << 14)
+    device = hub.add('board', 'test', 1000)
+    padding = list(range(100000, 100016))
+    for n in range(1000):
+        device.reading(now(), {'n': n, 'padding': padding})
+    joining = RawPage(hub)                # it has not read anything yet
+    wait_until(lambda: hub.pages, 'the page')
+    for n in range(1000, 2000):
+        device.reading(now(), {'n': n, 'padding': padding})
+        if n % 30 == 0:
+            time.sleep(0.01)
+    heard, ready = [], False
+    while not heard or heard[-1] != 1999:
+        message = joining.next()
+        assert 'dropped' not in message
+        ready = ready or 'ready' in message
+        if 'history' in message:
+            heard += [reading['s']['n'] for reading in message['history']['readings']]
+        elif 's' in message and ready:
+            heard.append(message['s']['n'])
+    joining.__exit__()
+    assert heard == list(range(2000))
+
+
 def test_a_page_that_never_reads_costs_little_and_harms_nobody(hub):
     device = hub.add('board', 'test', 1000)
     text = {'s%d' % n: list(range(16)) for n in range(30)}
@@ -900,11 +931,26 @@ def test_a_flood_ends_its_connection(hub, monkeypatch):
 
 def test_a_device_that_repeats_its_hello_costs_no_page(hub):
     with page(hub) as viewer, phone(hub) as device:
+        began = time.monotonic()
         for n in range(500):
             device.say(hello(rate=1 + n % 2))
         device.say(t=now(), s={'light': 4})
         heard = viewer.hear_until('s')
-    assert len([message for message in heard if 'hello' in message]) < 50
+        took = time.monotonic() - began
+    assert len([message for message in heard if 'hello' in message]) <= 2 + took / hubs.TELLING
+
+
+def test_a_device_that_comes_and_goes_costs_no_page(hub):
+    with page(hub) as viewer, phone(hub) as device:
+        before = hub.number
+        device.say(*[message for n in range(500) for message in ({'t': now(), 's': {'n': n}}, {'bye': {}})])
+        device.say(t=now(), s={'n': 500})
+        heard = viewer.hear_until('s')
+        while heard[-1].get('s') != {'n': 500}:
+            heard += viewer.hear_until('s')
+        batches = hub.number - before
+    assert len([message for message in heard if 'state' in message]) <= batches
+    assert len([message for message in heard if 's' in message]) == 501
 
 
 def test_what_visitors_are_remembered_is_bounded(hub, monkeypatch):

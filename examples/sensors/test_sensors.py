@@ -25,8 +25,8 @@ from examples import droid_sensor
 from examples.browser import Browser, find_browser
 from examples.droid_sensor import (JsonStream, Linux, Reader, Sensor, Simulated, Sl4a, Source, SourceError,
                                    Termux, choose_sensors, find_source, numbers)
-from examples.sensors.__main__ import (MAX_DEVICES, MAX_KEYS, PAGE, BadMessage, Hub, listen, local_addresses, main,
-                                       page_addresses, parse_hello, parse_sample, sentence)
+from examples.sensors.__main__ import Hub, listen, local_addresses, main, page_addresses, sentence
+from examples.sensors.web import PAGE
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DEADLINE = 10.0               # seconds for anything that should happen at once
@@ -700,7 +700,7 @@ def test_auto_takes_what_the_machine_has(monkeypatch):
 def serving(port=0):
     """Run the hub of `python3 -m examples.sensors` without a source of its own; the value is the Hub."""
     hub = Hub()
-    hub.server = listen(hub, '127.0.0.1', port)
+    listen(hub, '127.0.0.1', port)
     hub.server.start()
     hub.port = hub.server.port
     try:
@@ -720,6 +720,7 @@ class Peer:
 
     def __init__(self, hub, path):
         self.ws = minws.connect('ws://127.0.0.1:%d%s' % (hub.port, path))
+        self.waiting = []
 
     def say(self, **message):
         self.ws.send(json.dumps(message))
@@ -728,7 +729,10 @@ class Peer:
         """Return the next message for which wanted(message) is true."""
         deadline = time.monotonic() + DEADLINE
         while True:
-            message = json.loads(self.ws.recv(timeout=deadline - time.monotonic()))
+            while not self.waiting:
+                value = json.loads(self.ws.recv(timeout=deadline - time.monotonic()))
+                self.waiting = value if isinstance(value, list) else [value]
+            message = self.waiting.pop(0)
             if wanted(message):
                 return message
 
@@ -755,199 +759,6 @@ HELLO = {'device': 'pixel', 'source': 'termux', 'rate': 5,
          'sensors': {'accel': {'unit': 'm/s²', 'axes': ['x', 'y', 'z']}, 'light': {'unit': 'lx', 'axes': []}}}
 
 
-def test_pushed_samples_reach_every_browser(hub):
-    with Peer(hub, '/ws') as one, Peer(hub, '/ws') as two, Peer(hub, '/push') as phone:
-        phone.say(hello=HELLO)
-        phone.say(d='pixel', t=1732140000.125, s={'accel': [0.5, 1, -2], 'light': 310})
-        for browser in (one, two):
-            hello = browser.hear_hello('pixel')
-            assert hello['sensors'] == HELLO['sensors'] and hello['source'] == 'termux' and not hello['simulated']
-            assert browser.hear_sample('pixel') == {'d': 'pixel', 't': 1732140000.125,
-                                                    's': {'accel': [0.5, 1.0, -2.0], 'light': 310.0}}
-        phone.say(error={'device': 'someone else', 'text': 'the battery is low'})
-        assert one.hear(lambda message: 'error' in message) == {'error': {'device': 'pixel',
-                                                                          'text': 'the battery is low'}}
-
-
-def test_a_phone_hears_nothing_of_the_others(hub):
-    with Peer(hub, '/push') as quiet, Peer(hub, '/push') as phone, Peer(hub, '/ws') as browser:
-        phone.say(hello=HELLO)
-        phone.say(t=1, s={'light': 1})
-        browser.hear_sample('pixel')
-        with pytest.raises(TimeoutError):
-            quiet.ws.recv(timeout=0.2)
-
-
-def test_late_joiner_hears_the_story(hub):
-    with Peer(hub, '/ws') as early, Peer(hub, '/push') as phone:
-        phone.say(hello=HELLO)
-        for n in range(3):
-            phone.say(t=100 + n, s={'light': n})
-        phone.say(error={'text': 'lens cap'})
-        early.hear(lambda message: 'error' in message)
-        with Peer(hub, '/ws') as late:
-            story = [json.loads(late.ws.recv(timeout=DEADLINE)) for _ in range(3)]
-    assert story[0]['hello']['sensors'] == HELLO['sensors']
-    assert story[1] == {'d': 'pixel', 't': 102, 's': {'light': 2}}
-    assert story[2] == {'error': {'device': 'pixel', 'text': 'lens cap'}}
-
-
-def test_slow_browser_gets_the_newest_values(hub):
-    device = hub.add('board', 'linux', 10)
-    with Peer(hub, '/ws') as slow, Peer(hub, '/ws') as quick:
-        slow.hear_hello('board')
-        quick.hear_hello('board')
-        for n in range(3000):     # nobody reads meanwhile
-            device.reading(float(n), {'n': [n], 'm': [-n]})
-        for peer in (slow, quick):
-            samples, newest = [], {}
-            while newest != {'n': 2999, 'm': -2999}:
-                samples.append(peer.hear_sample('board')['s'])
-                newest.update(samples[-1])
-            assert len(samples) < 300
-
-
-def test_sensors_in_ever_new_combinations_are_still_relayed(hub):
-    with Peer(hub, '/ws') as browser, Peer(hub, '/push') as phone:
-        phone.say(hello=HELLO)
-        for n in range(40):
-            phone.say(t=n, s={'a%d' % n: 1, 'b': n})
-            assert browser.hear(lambda message: 'b' in message.get('s', {}))['s']['b'] == n
-        assert len(hub.devices['pixel'].keys) <= MAX_KEYS
-
-
-def test_slow_browser_gets_what_changes_seldom_too(hub):
-    device = hub.add('board', 'linux', 10)
-    with Peer(hub, '/ws') as slow:
-        slow.hear_hello('board')
-        for n in range(1000):     # nobody reads meanwhile
-            device.reading(float(n), {'n': [n], 'seldom': [n]} if n == 500 else {'n': [n]})
-        samples = []
-        while not ({'n': 999} in samples and {'n': 500, 'seldom': 500} in samples):
-            samples.append(slow.hear_sample('board')['s'])
-        assert len(samples) < 300
-
-
-def test_phone_that_repeats_itself_costs_no_browser(hub):
-    with Peer(hub, '/ws') as slow, Peer(hub, '/push') as phone:
-        for n in range(1000):
-            phone.say(hello=dict(HELLO, rate=1 + n % 2))
-            phone.say(error={'text': 'again'})
-        phone.say(t=1, s={'light': 4})
-        wait_until(lambda: 'pixel' in hub.devices and hub.devices['pixel'].samples, 'the sample')
-        heard = []
-        slow.hear(lambda message: heard.append(message) or 's' in message)
-        assert len(heard) < 300
-
-
-def test_phones_of_one_name_are_two_devices(hub):
-    with Peer(hub, '/ws') as browser, Peer(hub, '/push') as one, Peer(hub, '/push') as two:
-        one.say(hello=HELLO)
-        browser.hear_hello('pixel')
-        two.say(hello=HELLO)
-        browser.hear_hello('pixel 2')
-        two.say(d='pixel', t=1, s={'light': 2})
-        assert browser.hear_sample('pixel 2')['s'] == {'light': 2}
-
-
-def test_phone_that_comes_back_by_its_id_is_the_same_device(hub):
-    with Peer(hub, '/ws') as browser, Peer(hub, '/push') as lost, Peer(hub, '/push') as back:
-        lost.say(hello=dict(HELLO, id='abc'))
-        browser.hear_hello('pixel')
-        back.say(hello=dict(HELLO, id='abc'))
-        browser.hear_hello('pixel')
-        assert list(hub.devices) == ['pixel']
-        lost.end()
-        back.say(t=1, s={'light': 2})
-        browser.hear_sample('pixel')
-        assert list(hub.devices) == ['pixel']
-
-
-def test_device_is_forgotten_with_its_phone(hub):
-    with Peer(hub, '/ws') as browser:
-        with Peer(hub, '/push') as phone:
-            phone.say(hello=HELLO)
-            browser.hear_hello('pixel')
-        wait_until(lambda: not hub.devices and not hub.phones, 'the end of the device')
-
-
-BAD = [
-    (1007, 'no json'),
-    (1007, b'{"hello": 1}'),
-    (1007, '[1, 2]'),
-    (1007, '[' * 60000),
-    (1008, {'t': 1, 's': {'light': 1}}),
-    (1008, {'hello': None}),
-    (1008, {'hello': dict(HELLO, device='')}),
-    (1008, {'hello': dict(HELLO, device='x' * 61)}),
-    (1008, {'hello': dict(HELLO, device='a\nb')}),
-    (1008, {'hello': dict(HELLO, rate=float('inf'))}),
-    (1008, {'hello': dict(HELLO, rate=10 ** 400)}),
-    (1008, {'hello': dict(HELLO, sensors={'light': {'unit': 3}})}),
-    (1008, {'hello': dict(HELLO, sensors={'light': {'axes': 'xyz'}})}),
-    (1008, {'hello': dict(HELLO, sensors={str(n): {} for n in range(65)})}),
-]
-BAD_AFTER_HELLO = [
-    {'t': 1},
-    {'t': 'now', 's': {'light': 1}},
-    {'t': 1, 's': {}},
-    {'t': 1, 's': {'light': 'bright'}},
-    {'t': 1, 's': {'größe': None}},
-    {'t': 1, 's': {'\U0001f600' * 60: None}},  # a close reason has room for a quarter of that
-    {'t': 1, 's': {'light': float('nan')}},
-    {'t': 1, 's': {'light': True}},
-    {'t': 1, 's': {'light': []}},
-    {'t': 1, 's': {'light': [0] * 17}},
-    {'t': 1, 's': {'\x1b[2J': 1}},
-    {'t': 1, 's': {'%d' % n: 1 for n in range(65)}},
-    {'error': 'text'},
-]
-
-
-def test_bad_pushes_close_that_phone_only(hub, capsys):
-    cases = [(code, None, bad) for code, bad in BAD] + [(1008, HELLO, bad) for bad in BAD_AFTER_HELLO]
-    with Peer(hub, '/ws') as browser, Peer(hub, '/push') as good:
-        good.say(hello=dict(HELLO, device='good'))
-        for number, (code, hello, bad) in enumerate(cases):
-            with Peer(hub, '/push') as phone:
-                if hello:
-                    phone.say(hello=hello)
-                phone.ws.send(bad if isinstance(bad, (str, bytes)) else json.dumps(bad))
-                assert phone.end() == code, bad
-            good.say(t=number, s={'light': number})
-            assert browser.hear_sample('good')['t'] == number
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(cases)
-    assert all(line.startswith('a push from 127.0.0.1 was refused: ') and line.encode('ascii') for line in lines)
-
-
-def test_devices_are_limited(hub):
-    with contextlib.ExitStack() as stack:
-        for _ in range(MAX_DEVICES):
-            stack.enter_context(Peer(hub, '/push')).say(hello=HELLO)
-        wait_until(lambda: len(hub.devices) == MAX_DEVICES)
-        last = stack.enter_context(Peer(hub, '/push'))
-        last.say(hello=HELLO)
-        assert last.end() == 1008
-
-
-def test_push_parsers():
-    assert parse_hello({'device': 'a'}) == ('a', 'push', {}, 1, None, False)
-    assert parse_sample({'t': 1, 's': {'a': 1, 'b': [1, 2]}}) == (1.0, {'a': [1], 'b': [1, 2]})
-    with pytest.raises(BadMessage):
-        parse_sample({'t': 10 ** 400, 's': {'a': 1}})
-
-
-def test_source_in_trouble_is_told_and_over_with_the_next_reading(hub):
-    device = hub.add('board', 'linux', 10)
-    with Peer(hub, '/ws') as browser:
-        browser.hear_hello('board')
-        device.trouble('linux: unplugged')
-        assert browser.hear(lambda message: 'error' in message)['error']['text'] == 'linux: unplugged'
-        assert any('error' in message for message in map(json.loads, device.story()))
-        device.reading(1.0, {'load': [0.5]})
-        browser.hear_sample('board')
-        assert not any('error' in message for message in map(json.loads, device.story()))
 
 
 ##############################################################################

@@ -77,9 +77,13 @@ class Page(Target):
         self.command('Runtime.enable')
         self.command('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=scale,
                      mobile=width < 600)
-        scheme = 'dark' if dark else 'light'
-        self.command('Emulation.setEmulatedMedia', features=[{'name': 'prefers-color-scheme', 'value': scheme}])
+        self.emulate(prefers_color_scheme='dark' if dark else 'light')
         self.navigate(url)
+
+    def emulate(self, **features):
+        """Let media features have these values: `emulate(prefers_reduced_motion='reduce')`; others are as they are."""
+        self.command('Emulation.setEmulatedMedia', features=[
+            {'name': name.replace('_', '-'), 'value': value} for name, value in features.items()])
 
     def navigate(self, url):
         """Load url and wait until it has loaded; raises PageError if it cannot be reached."""
@@ -115,6 +119,42 @@ class Page(Target):
         self.evaluate('0')  # what has happened by now comes before the answer
         return [exception_text(event['params']['exceptionDetails']) for event in self.events
                 if event.get('method') == 'Runtime.exceptionThrown']
+
+    def metrics(self):
+        """Return {name: number} of what Chromium counts for the tab: TaskDuration (seconds), JSHeapUsedSize, Nodes."""
+        self.command('Performance.enable')
+        return {metric['name']: metric['value'] for metric in self.command('Performance.getMetrics')['metrics']}
+
+    def middle(self, selector):
+        """Return (x, y) of the middle of an element, which is scrolled into sight first."""
+        return tuple(self.evaluate("""(() => {
+            const node = document.querySelector(%s);
+            node.scrollIntoView({block: 'center'});
+            const box = node.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];
+        })()""" % json.dumps(selector)))
+
+    def mouse(self, kind, x, y, **more):
+        """Move the mouse ('mouseMoved'), press its left button ('mousePressed') or let it go ('mouseReleased')."""
+        more.setdefault('button', 'none' if kind == 'mouseMoved' else 'left')
+        self.command('Input.dispatchMouseEvent', type=kind, x=x, y=y, clickCount=1, **more)
+
+    def click(self, selector):
+        """Click into the middle of an element."""
+        x, y = self.middle(selector)
+        self.mouse('mousePressed', x, y)
+        self.mouse('mouseReleased', x, y)
+
+    def touch(self, kind, *points):
+        """Lay fingers on points ('touchStart'), move them ('touchMove'), or lift them all ('touchEnd', no points)."""
+        self.command('Input.dispatchTouchEvent', type=kind, touchPoints=[
+            {'x': x, 'y': y, 'id': number} for number, (x, y) in enumerate(points)])
+
+    def key(self, key, **more):
+        """Press a key and let it go: 'ArrowLeft', 'Enter', 'p'."""
+        more.update({'text': key} if len(key) == 1 else {})
+        self.command('Input.dispatchKeyEvent', type='keyDown', key=key, **more)
+        self.command('Input.dispatchKeyEvent', type='keyUp', key=key)
 
     def screenshot(self):
         """Return what the tab shows, as the bytes of a PNG file."""
@@ -166,6 +206,12 @@ class Browser:
         self.pages.append(page)
         page.prepare(url, width, height, dark, scale)
         return page
+
+    def shut(self, page):
+        """Close a tab that open() returned."""
+        self.pages.remove(page)
+        page.command('Page.close')
+        page.close()
 
     def close(self):
         """Kill the browser and remove its profile; may be called again."""

@@ -25,7 +25,8 @@ import minws
 
 NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome', 'headless_shell')
 FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-         '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars')
+         '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars',
+         '--disable-backgrounding-occluded-windows', '--disable-renderer-backgrounding')
 
 START_TIMEOUT = 30.0          # seconds; generous, for a small board that starts it for the first time
 ANSWER_TIMEOUT = 20.0         # seconds for one command
@@ -201,7 +202,8 @@ class Browser:
 
     def open(self, url, width=1280, height=800, dark=False, scale=1):
         """Return a new Page that has loaded url, as wide and high as given in CSS pixels."""
-        identity = self.target.command('Target.createTarget', url='about:blank')['targetId']
+        # A window of its own: of several tabs in one window only the newest is drawn.
+        identity = self.target.command('Target.createTarget', url='about:blank', newWindow=True)['targetId']
         page = Page('ws://%s/devtools/page/%s' % (self.address, identity))
         self.pages.append(page)
         page.prepare(url, width, height, dark, scale)

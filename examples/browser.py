@@ -127,10 +127,12 @@ class Page(Target):
         return {metric['name']: metric['value'] for metric in self.command('Performance.getMetrics')['metrics']}
 
     def middle(self, selector):
-        """Return (x, y) of the middle of an element, which is scrolled into sight first."""
-        return tuple(self.evaluate("""(() => {
-            const node = document.querySelector(%s);
+        """Return (x, y) of the middle of an element, which is scrolled into sight first and two frames old."""
+        return tuple(self.evaluate("""(async () => {
+            const node = document.querySelector(%s), frame = () => new Promise(requestAnimationFrame);
             node.scrollIntoView({block: 'center'});
+            await frame();
+            await frame();
             const box = node.getBoundingClientRect();
             return [box.x + box.width / 2, box.y + box.height / 2];
         })()""" % json.dumps(selector)))

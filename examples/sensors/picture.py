@@ -6,13 +6,14 @@ them. The readings are those of a phone in the pocket of someone who walks throu
 """
 import json
 import math
+import os
 import sys
 import time
 
 import minws
 from examples.browser import Browser
-from examples.sensors.__main__ import PAGE
 
+PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
 WIDTH, HEIGHT = 960, 604      # CSS pixels of the window
 RATE, SHOWN = 20, 10          # Hz and seconds
 

@@ -787,6 +787,18 @@ def test_what_is_drawn_bit_by_bit_is_what_is_drawn_at_once(opened):
 
 
 @needs_browser
+def test_columns_that_begin_anew_are_drawn_whole(opened):
+    now = time.time()
+    page, _ = opened(info(), hello(sensors={'n': ('m', [])}), history(*steady(now, 20, 10)), READY)
+    page.wait_for('story.ready && seen.size')
+    page.evaluate('show(30, null); ' + DRAWN)
+    before = page.evaluate(INK % (chart_of('n'), now - 20, now))
+    page.evaluate('%s.columns.from = Infinity; %s.drawnEnd = -1; %s' % (chart_of('n'), chart_of('n'), DRAWN))
+    page.wait_for('%s.columns.from < Infinity' % chart_of('n'))
+    assert page.evaluate(INK % (chart_of('n'), now - 20, now)) == pytest.approx(before, rel=0.1)
+
+
+@needs_browser
 def test_old_readings_are_overwritten_and_the_arrays_stop_growing(opened):
     page, feed = opened(info(), hello(sensors={'n': ('m', [])}), READY)
     page.wait_for('story.ready')

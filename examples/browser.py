@@ -30,7 +30,7 @@ FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-
 
 START_TIMEOUT = 30.0          # seconds; generous, for a small board that starts it for the first time
 ANSWER_TIMEOUT = 20.0         # seconds for one command
-POLL_PERIOD = 0.05            # seconds between two questions of wait_for
+POLL_PERIOD = 0.02            # seconds between two questions of wait_for
 
 
 def find_browser():

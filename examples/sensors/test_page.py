@@ -1133,19 +1133,24 @@ def test_track_is_drawn_in_metres(opened):
     assert page.evaluate(text_of('[data-picture=track] text')) == '200 m'
 
 
-@needs_browser
-@pytest.mark.parametrize('sensor, unit, value, words, part', [
+METERS = [                    # sensor, unit, value, what is said, how much of the meter is filled
     ('light', 'lx', 0.1, '0.1 lx, dark', 0), ('light', 'lx', 100, '100 lx, indoors', 50),
     ('light', 'lx', 100000, '100000 lx, sunshine', 100), ('sound', 'dB', 60, '60 dB', 50),
-    ('level', 'dBFS', -45, '−45 dB', 50)])
-def test_light_and_sound_fill_a_meter(opened, sensor, unit, value, words, part):
-    page, _ = opened(info(), hello(sensors={sensor: (unit, [])}),
-                     history({'d': 'pixel', 't': time.time(), 's': {sensor: value}}), READY)
-    page.wait_for('document.querySelector("[pathLength]") && document.querySelector("[pathLength]")'
-                  '.getAttribute("stroke-dasharray")')
-    assert page.evaluate(text_of('figcaption')) == words
-    filled = page.evaluate('document.querySelector("[pathLength]").getAttribute("stroke-dasharray")')
-    assert float(filled.split()[0]) == pytest.approx(part, abs=0.5)
+    ('level', 'dBFS', -45, '−45 dB', 50)]
+
+
+@needs_browser
+def test_light_and_sound_fill_a_meter(opened):
+    now = time.time()
+    page, _ = opened(info(), *[hello(words, sensors={sensor: (unit, [])}) for sensor, unit, _, words, _ in METERS],
+                     history(*[{'d': words, 't': now, 's': {sensor: value}} for sensor, _, value, words, _ in METERS]),
+                     READY, height=4000)
+    page.wait_for('document.querySelectorAll("[pathLength][stroke-dasharray]").length === 5')
+    said = page.evaluate('[...document.querySelectorAll("figcaption")].map(caption => caption.textContent)')
+    assert said == [words for _, _, _, words, _ in METERS]
+    filled = page.evaluate('[...document.querySelectorAll("[pathLength]")].map(arc => '
+                           'parseFloat(arc.getAttribute("stroke-dasharray")))')
+    assert filled == pytest.approx([part for _, _, _, _, part in METERS], abs=0.5)
 
 
 @needs_browser
@@ -1200,7 +1205,7 @@ def rich(t, device='pixel'):
 @needs_browser
 @pytest.mark.skipif(axe_path() is None,
                     reason='no axe-core here: npm install axe-core, and name its folder in NODE_PATH')
-@pytest.mark.parametrize('dark, width', [(False, 360), (True, 1280)])
+@pytest.mark.parametrize('dark, width', [(False, 360), pytest.param(True, 1280, marks=pytest.mark.slow)])
 def test_axe_finds_nothing_in_any_state(opened, dark, width):
     now = time.time()
     page, feed = opened(info(qr={'text': 'x', 'rows': ['10', '01']}), hello(sensors=RICH, offset=2500, simulated=True),
@@ -1232,21 +1237,24 @@ def test_axe_finds_nothing_in_any_state(opened, dark, width):
 
 
 @needs_browser
-@pytest.mark.parametrize('width', [280, 360, 768, 1280])
-def test_everything_fits_and_can_be_hit_by_a_finger(opened, width):
+def test_everything_fits_and_can_be_hit_by_a_finger(opened):
     now = time.time()
     longest = 'a name of sixty letters, which is as long as a name can be..'
     page, feed = opened(info(), hello(longest, sensors=RICH),
-                        hello(sensors=RICH), history(*[rich(now - 10 + n / 10) for n in range(90)]), READY, width=width)
+                        hello(sensors=RICH), history(*[rich(now - 10 + n / 10) for n in range(90)]), READY)
     page.wait_for('story.ready')
     page.evaluate('$("invite").click(); toggleMenu(%s); $("pause").click(); setCursor(view.to - 3)' % chart_of('accel'))
-    page.evaluate(DRAWN)
-    assert page.evaluate('document.documentElement.scrollWidth') <= width
-    small = page.evaluate('''[...document.querySelectorAll('button, [tabindex]')].filter(node => {
-        const box = node.getBoundingClientRect();
-        return box.width && (box.width < 44 || box.height < 44);
-    }).map(node => node.outerHTML)''')
-    assert small == []
+    for width in (280, 360, 768, 1280):
+        page.command('Emulation.setDeviceMetricsOverride', width=width, height=740, deviceScaleFactor=1,
+                     mobile=width < 600)
+        page.wait_for('innerWidth === %d' % width)
+        page.evaluate(DRAWN)
+        assert page.evaluate('document.documentElement.scrollWidth') <= width
+        small = page.evaluate('''[...document.querySelectorAll('button, [tabindex]')].filter(node => {
+            const box = node.getBoundingClientRect();
+            return box.width && (box.width < 44 || box.height < 44);
+        }).map(node => node.outerHTML)''')
+        assert small == [], width
 
 
 @needs_browser

@@ -13,6 +13,7 @@ import math
 import os
 import queue
 import re
+import socketserver
 import struct
 import threading
 import time
@@ -366,10 +367,13 @@ class Events(http.server.BaseHTTPRequestHandler):
         self.answer(200, 'application/json', json.dumps(answer).encode('utf-8'))
 
 
+class EventServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True
+
+
 @pytest.fixture
 def events():
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Events)
-    server.daemon_threads = True
+    server = EventServer(('127.0.0.1', 0), Events)
     server.events, server.posts = [info(), hello(sensors={'n': ('m', [])}), READY], []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -116,12 +116,6 @@ def hello_message(device, source, sensors, rate, **more):
     return json.dumps({'hello': dict(more, device=device, source=source, rate=rate, sensors=described)})
 
 
-def sample_message(device, stamp, reading):
-    """Return the text of one reading; stamp in seconds since 1970, UTC."""
-    samples = {sensor: values if len(values) > 1 else values[0] for sensor, values in reading.items()}
-    return json.dumps({'d': device, 't': round(stamp, 6), 's': samples})
-
-
 def sample_key(reading):
     """Return the key under which a reading is sent: only a newer one of the same sensors may replace it unsent.
 
@@ -1260,7 +1254,7 @@ class Reader:
     def _sample(self, readings, results, halt):
         due = time.monotonic()
         for reading in readings:
-            results.put((time.time(), reading))
+            results.put((getattr(reading, 'stamp', None) or time.time(), reading))
             if halt.is_set():
                 return
             if not self.source.paced:

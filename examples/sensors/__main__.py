@@ -19,9 +19,10 @@ import struct
 import sys
 import threading
 
-from examples.droid_sensor import (Linux, Reader, Simulated, add_source_options, device_name, find_source)
+from examples.droid_sensor import Linux, Reader, Simulated, device_name
 from examples.sensors import certificate, qr
 from examples.sensors.hub import Hub
+from examples.sensors.sources import add_source_options, find_source
 from examples.sensors.web import Guard, Site, listen, quoted
 
 HOME = os.path.join(os.path.expanduser('~'), '.minws')    # the key for https, and the secret behind the cookie
@@ -268,7 +269,8 @@ def parse_arguments(argv):
 def main(argv=None):
     """Serve until Ctrl-C; return the exit status."""
     arguments = parse_arguments(argv)
-    source, name, hosts = find_source(arguments.source), arguments.name or device_name(), page_addresses(arguments.host)
+    source = find_source(arguments.source, arguments.sensors)
+    name, hosts = arguments.name or device_name(), page_addresses(arguments.host)
     try:
         security, fingerprint = security_of(arguments, hosts)
     except (OSError, ValueError) as error:

@@ -125,11 +125,6 @@ def sample_key(reading):
     return tuple(sorted(reading))
 
 
-def error_message(device, text):
-    """Return the text that names what is wrong with a device's source."""
-    return json.dumps({'error': {'device': device, 'text': text}})
-
-
 ##############################################################################
 # Sources
 ##############################################################################

@@ -2,10 +2,12 @@
 
     python3 -m examples.sensors [--host 0.0.0.0] [--port 9000] [--rate 10] [--source auto]
                                 [--https] [--password [PASSWORD]] [--protect push|page|both] [--allow-host NAME]
+                                [--record FILE] [--replay FILE [--speed 1]]
 
-The page and its socket share one port. Readings come from this machine (droid_sensor.py says from where), and from
-every phone that pushes: `droid_sensor.py ADDRESS`, the line that is printed for Termux and QPython, or the page's own
-button. hub.py says what goes over the wire and what keeps it within bounds, web.py what is answered over HTTP.
+The page and its socket share one port. Readings come from this machine (sources.py says from where), and from every
+phone that pushes: `droid_sensor.py ADDRESS`, the line that is printed for Termux and QPython, or the page's own button.
+hub.py says what goes over the wire and what keeps it within bounds, web.py what is answered over HTTP, recording.py
+what a recording is.
 """
 import argparse
 import base64
@@ -18,10 +20,12 @@ import ssl
 import struct
 import sys
 import threading
+import time
 
-from examples.droid_sensor import Linux, Reader, Simulated, device_name
+from examples.droid_sensor import Linux, Reader, Simulated, device_name, positive
 from examples.sensors import certificate, qr
-from examples.sensors.hub import Hub
+from examples.sensors.hub import Hub, Refused, clean, is_number, sensors_of
+from examples.sensors.recording import Archive, Recorder, RecordingError, moment, reader_of, replay
 from examples.sensors.sources import add_source_options, find_source
 from examples.sensors.web import Guard, Site, listen, quoted
 
@@ -126,14 +130,87 @@ class Places:
 
 
 ##############################################################################
+# Replay
+##############################################################################
+
+class Playback:
+    """Let the devices of a recording say again what they said, as if it were now; start() and stop() as of a Reader."""
+
+    simulated = False
+
+    def __init__(self, hub, path, speed):
+        self.name = 'the recording %s, %g times as fast as it was' % (path, speed)
+        self.source = self            # as far as a name goes
+        self._hub = hub
+        self._path = path
+        self._speed = speed
+        self._devices = {}            # name -> Device
+        self._began = None            # (when the first reading was due here, when it was taken)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name='playback', daemon=True)
+
+    def start(self):
+        self._thread.start()
+
+    def stop(self, timeout=4.0):
+        self._stopping.set()
+        self._thread.join(timeout)
+
+    def _run(self):
+        self._hub.notice('replay', 'what is seen here was recorded before: %s' % self.name)
+        try:
+            for record in replay(self._path, self._speed, self._stopping):
+                self._play(record)
+            self._hub.notice('replay', 'the recording %s has ended' % self._path)
+        except OSError as error:
+            self._hub.notice('replay', 'the recording %s cannot be read any further: %s' % (self._path, error))
+
+    def _play(self, record):
+        hello, marker = record.get('hello'), record.get('marker')
+        if isinstance(hello, dict) and isinstance(hello.get('device'), str):
+            device = self._device(hello['device'])
+            if device is not None:
+                device.simulated, device.rate = hello.get('simulated') is True, self._rate(hello)
+                device.sensors(sensors_of(hello.get('sensors'))[0])
+        elif isinstance(marker, dict):
+            self._hub.mark(clean(marker.get('text')), 'the recording')
+        elif isinstance(record.get('s'), dict) and isinstance(record.get('d'), str):
+            device = self._device(record['d'])
+            if device is not None:
+                device.reading(self._moved(moment(record)), record['s'])
+
+    def _device(self, name):
+        """Return the Device of that name in the recording, None if there are too many."""
+        if name not in self._devices:
+            try:
+                self._devices[name] = self._hub.add(name, 'recording', 0)
+            except Refused:           # which the page says
+                self._devices[name] = None
+        return self._devices[name]
+
+    def _rate(self, hello):
+        rate = hello.get('rate')
+        return rate * self._speed if is_number(rate) and rate > 0 else 0
+
+    def _moved(self, stamp):
+        """Return when a reading is due now that was taken at `stamp`."""
+        if self._began is None:
+            self._began = time.time(), stamp
+        return self._began[0] + (stamp - self._began[1]) / self._speed
+
+
+##############################################################################
 # Command line
 ##############################################################################
 
-def announce(source, simulation, places):
+def announce(readers, archive, places):
     """Print the source and every address; flushed, because a program may wait for the lines."""
+    source = readers[0].source
     print('source: %s%s' % (source.name, ' (invented values)' if source.simulated else ''))
-    if simulation:
+    if any(isinstance(reader.source, Simulated) for reader in readers[1:]):
         print('a simulated phone stands beside it, because this machine measures no motion')
+    if archive is not None:
+        print('all readings are recorded into %s' % archive.path)
     guard = places.guard
     print('open in a browser, on this machine or on a phone in the same network:')
     for host in places.hosts:
@@ -184,6 +261,10 @@ def add_server_options(parser):
                         help='what one must know; made up if none is given')
     parser.add_argument('--protect', choices=('push', 'page', 'both'), default='both',
                         help='what the password is for (default: both)')
+    parser.add_argument('--record', metavar='FILE', help='append all readings to a file: SQLite if its name ends in '
+                        '.db, else JSON lines')
+    parser.add_argument('--replay', metavar='FILE', help='show a recording instead of what this machine measures')
+    parser.add_argument('--speed', type=positive, default=1.0, metavar='N', help='N times as fast as it was (default: 1)')
 
 
 def security_of(arguments, hosts):
@@ -239,6 +320,28 @@ def read_into(hub, source, name, rate):
     return reader
 
 
+def archive_of(arguments, hub):
+    """Return the Archive that the arguments ask for, or None; RecordingError."""
+    if arguments.replay:
+        reader_of(arguments.replay).close()       # whether it is there is said at once
+        if arguments.record and os.path.realpath(arguments.record) == os.path.realpath(arguments.replay):
+            raise RecordingError('a recording cannot be replayed into itself: give --record another file')
+    return Archive(Recorder(arguments.record), hub.notice) if arguments.record else None
+
+
+def readers_of(arguments, hub, name):
+    """Return what is to be started and stopped; the first is the one that the person at the terminal is told of."""
+    if arguments.replay and arguments.source == 'auto':
+        return [Playback(hub, arguments.replay, arguments.speed)]
+    source = find_source(arguments.source, arguments.sensors)
+    readers = [read_into(hub, source, name, arguments.rate)]
+    if arguments.replay:
+        readers.append(Playback(hub, arguments.replay, arguments.speed))
+    elif arguments.source == 'auto' and not measures_motion(source):
+        readers.append(read_into(hub, Simulated(), 'simulated phone', arguments.rate))
+    return readers
+
+
 class Ending:
     """Ctrl-C, or being told to end, from the moment that this is made; in the main thread."""
 
@@ -269,36 +372,49 @@ def parse_arguments(argv):
 def main(argv=None):
     """Serve until Ctrl-C; return the exit status."""
     arguments = parse_arguments(argv)
-    source = find_source(arguments.source, arguments.sensors)
-    name, hosts = arguments.name or device_name(), page_addresses(arguments.host)
+    name, hosts, hub = arguments.name or device_name(), page_addresses(arguments.host), Hub()
     try:
         security, fingerprint = security_of(arguments, hosts)
     except (OSError, ValueError) as error:
-        print('https is not possible: %s' % error, file=sys.stderr)
-        return 1
-    hub, scheme = Hub(), 'https' if security else 'http'
-    guard = guard_of(arguments, security is not None, arguments.port)
+        return complain('https is not possible: %s' % error)
+    guard, scheme = guard_of(arguments, security is not None, arguments.port), 'https' if security else 'http'
     site = Site(hub, guard, arguments.allow_host, scheme, fingerprint)
     try:
         server = listen(hub, arguments.host, arguments.port, site, ssl=security)
     except OSError as error:
-        print(sentence(error, arguments.host, arguments.port), file=sys.stderr)
-        return 1
+        return complain(sentence(error, arguments.host, arguments.port))
+    try:
+        hub.archive = archive_of(arguments, hub)
+    except RecordingError as error:
+        server.shutdown()
+        return complain(error)
     places = Places(arguments.allow_host + hosts, server.port, guard, scheme, fingerprint)
     hub.about = places.about(name)
-    readers = [read_into(hub, source, name, arguments.rate)]
-    if arguments.source == 'auto' and not measures_motion(source):
-        readers.append(read_into(hub, Simulated(), 'simulated phone', arguments.rate))
+    return run(hub, readers_of(arguments, hub, name), places)
+
+
+def complain(text):
+    print(text, file=sys.stderr)
+    return 1
+
+
+def run(hub, readers, places):
+    """Serve and read until the program is told to end; return the exit status."""
     ending = Ending()
-    announce(source, len(readers) > 1, places)
-    server.start()
-    for reader in readers:
-        reader.start()
+    announce(readers, hub.archive, places)
+    hub.server.start()
+    for part in [hub.archive] * (hub.archive is not None) + readers:
+        part.start()
     try:
         hub.stop(ending.wait())
     finally:
         for reader in readers:
             reader.stop()
+    try:
+        if hub.archive is not None:
+            hub.archive.close()
+    except RecordingError as error:
+        return complain(error)
     print('stopped', flush=True)
     return 0
 

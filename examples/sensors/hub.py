@@ -167,6 +167,7 @@ import binascii
 import collections
 import hashlib
 import hmac
+import itertools
 import json
 import math
 import os
@@ -177,6 +178,9 @@ import time
 
 import minws
 from examples.droid_sensor import Sensor
+from examples.sensors import lines
+from examples.sensors.recording import is_numbered
+from examples.sensors.sensorserver import Station
 
 VERSION = 2                   # of the protocol
 
@@ -220,6 +224,7 @@ LONGEST_PAUSE = 30            # seconds that a page which fell behind again gets
 JOINING = 60                  # seconds in which the history must have arrived; it would hold memory for ever
 
 SILENT = 3.0                  # seconds without a reading, or three intervals
+LONGEST_SILENCE = 60.0        # seconds for a device that did not say how often it has something
 TELLING = 0.25                # seconds between two hellos of a device; it may repeat them as often as it likes
 FORGET = 300                  # seconds after which a device that left or was lost is forgotten
 POST_PATIENCE = 10.0          # seconds after which a device that posts is lost
@@ -549,6 +554,8 @@ class Device:
         self.posted = None                # the last POST
         self.told = -math.inf             # when its hello was
         self.untold = False
+        self.interval = 0.0               # between its last two readings
+        self.recorded = None              # what the recording has of its hello
         self.clock = ClockOffset()
         if own:
             self.clock.seconds = 0.0
@@ -582,32 +589,63 @@ class Device:
 
     def reading(self, stamp, reading):
         """Take {sensor: numbers} of the moment `stamp` by the device's own clock."""
+        self.take(stamp, reading)
+
+    def take(self, stamp, reading, shown=True, recorded=True, **number):
+        """Take the same, to be shown, recorded or both; `number` is its "spool" and "n", if it has these."""
         now = time.time()
         with self.hub.lock:
             if self.removed:
                 return
-            samples = {}
-            for raw, values in reading.items():
-                sensor = self._names.get(raw) or self._meet(raw)
-                if sensor:
-                    try:
-                        checked = numbers_of(values)
-                    except ValueError as error:
-                        self.bad(sensor, str(error))
-                        continue
-                    samples[sensor] = checked if len(checked) > 1 else checked[0]
-                    self.counts[sensor] += 1
-                    self.errors.pop(sensor, None)
-            if not samples:
-                return
-            self.heard = time.monotonic()
-            self.errors.pop('', None)
-            if not self.own:
+            samples = self._samples(reading, shown)
+            if shown and not self.own:
                 self.clock.arrived(stamp, now)
-            if self.state != 'live':
-                self.become('live')
-            offset = self.clock.seconds
-            self._keep(now, max(0.0, stamp if not offset else round(stamp - offset, 4)), samples)
+            if recorded and (samples or number) and not self._record(stamp, samples, number):
+                return
+            if shown and samples:
+                self._show(now, stamp, samples)
+
+    def _samples(self, reading, complain):
+        """Return {sensor: number or numbers}, without what is no good."""
+        samples = {}
+        for raw, values in reading.items():
+            sensor = self._names.get(raw) or self._meet(raw)
+            if sensor:
+                try:
+                    checked = numbers_of(values)
+                    samples[sensor] = checked if len(checked) > 1 else checked[0]
+                except ValueError as error:
+                    if complain:
+                        self.bad(sensor, str(error))
+        return samples
+
+    def _record(self, stamp, samples, number):
+        """Put a reading into the recording, if there is one; return False if it is there already."""
+        archive = self.hub.archive
+        if archive is None:
+            return True
+        hello = self.hello()['hello']
+        hello = {member: hello[member] for member in ('device', 'source', 'rate', 'simulated', 'sensors')}
+        if hello != self.recorded:
+            self.recorded = hello
+            archive.take({'t': time.time(), 'hello': hello})
+        offset = {'offset': self.clock.milliseconds()} if self.clock.seconds else {}
+        return archive.take(dict({'t': stamp, 'd': self.name, 's': samples}, **number, **offset))
+
+    def _show(self, now, stamp, samples):
+        for sensor in samples:
+            self.counts[sensor] += 1
+            self.errors.pop(sensor, None)
+        self.errors.pop('', None)
+        heard, self.heard = self.heard, time.monotonic()
+        self.interval = self.heard - heard
+        if self.state != 'live':
+            self.become('live')
+        offset = self.clock.seconds
+        stamp = max(0.0, stamp if not offset else round(stamp - offset, 4))
+        self.hub.station.reading(self.name, stamp, {
+            sensor: values if isinstance(values, list) else [values] for sensor, values in samples.items()})
+        self._keep(now, stamp, samples)
 
     def _say(self, key, message):
         if not self.removed:
@@ -712,7 +750,8 @@ class Device:
                 self.become('lost')
         if self.untold:
             self.tell()
-        if self.state == 'live' and now - self.heard > max(SILENT, 3 / self.rate):
+        intervals = 3 / self.rate if self.rate else min(3 * self.interval, LONGEST_SILENCE)
+        if self.state == 'live' and now - self.heard > max(SILENT, intervals):
             self.become('silent')
         return not self.is_connected() and time.time() - self.since > FORGET
 
@@ -722,6 +761,12 @@ class Device:
 
     def standing_errors(self):
         return [ENCODE(self.error_message(sensor)) for sensor in self.errors]
+
+
+def is_ours(value):
+    """Return whether an object is of this protocol, and not of a device that speaks in another way."""
+    return ('hello' in value or any(isinstance(value.get(kind), dict) for kind in ('s', 'error', 'dropped', 'bye'))
+            or set(value) == {'time'})
 
 
 class Session:
@@ -735,6 +780,44 @@ class Session:
         self.address = address
         self.answer = answer
         self.device = None
+        self.spool = None             # if it numbers its readings, and we keep them
+        self._state = None            # what its lines have said so far
+
+    def take_text(self, text, connection):
+        """Handle a message, of this protocol or lines of another kind; Refused."""
+        try:
+            values = parse(text)
+        except Refused:
+            values = None
+        if values is not None and (self.device is not None and self._state is None or any(map(is_ours, values))):
+            self.take(values, connection)
+        else:
+            self._take_lines(text, connection)
+
+    def _take_lines(self, text, connection):
+        if self._state is None:
+            self._state = lines.State()
+        garbage = self._state.garbage
+        found = lines.parse(text, self._state)
+        if self.device is None and not found and self._state.garbage > garbage:
+            raise Refused('this is neither JSON nor a line with numbers in it', 1007, 400)
+        self.take_moments(lines.moments(found, self._state.device), connection)
+
+    def take_moments(self, moments, connection=None):
+        """Handle [(device, stamp, {sensor: values}, {sensor: Sensor})] of who has said no hello; return how many."""
+        for name, stamp, reading, sensors in moments:
+            if self.device is None:
+                self.device = self.hub.welcome_unnamed(name_of(name, self.address), self.address, connection)
+                self.device.source, self.device.rate = 'lines', 0
+            self._check_removed()
+            if any(self.device.described.get(sensor) != meaning for sensor, meaning in sensors.items()):
+                self.device.sensors(dict(self.device.described, **sensors))
+            self.device.take(stamp, reading)
+        return len(moments)
+
+    def _check_removed(self):
+        if self.device.removed:
+            raise Refused('this device was removed by somebody who looks at its readings')
 
     def take(self, values, connection=None):
         """Handle the JSON objects of a message; return how many readings were in it."""
@@ -745,8 +828,7 @@ class Session:
                 continue
             if self.device is None:
                 raise Refused('the first message of a device is its hello', status=400)
-            if self.device.removed:
-                raise Refused('this device was removed by somebody who looks at its readings')
+            self._check_removed()
             if 's' in value:
                 self._reading(value)
                 taken += 1
@@ -772,15 +854,34 @@ class Session:
         if left_out:
             self.hub.notice('axes', '%s: %s' % (device.name, left_out), device.name)
         device.sensors(sensors)
+        if connection is not None and hello.get('ack') is True and self.hub.archive is not None:
+            self._begin(hello.get('spool'), hello.get('first', 1))
+
+    def _begin(self, spool, first):
+        """Let a device know what the recording has of it."""
+        if self.spool not in (None, spool):
+            raise Refused('a device has one spool')
+        try:
+            self.hub.archive.begin(spool, first, self.answer)
+        except ValueError as error:
+            raise Refused(str(error), status=400)
+        self.spool = spool
 
     def _reading(self, value):
         stamp, reading = value.get('t'), value['s']
+        is_counted = self.spool is not None and is_numbered(self.spool, value.get('n'))
+        number = {'spool': self.spool, 'n': value['n']} if is_counted else {}
         if not is_number(stamp) or abs(stamp) > LATEST:
             self.device.trouble('the time "t" of a reading is no number of seconds')
         elif not isinstance(reading, dict) or not reading:
             self.device.trouble('"s" of a reading is no object of sensors')
         else:
-            self.device.reading(float(stamp), reading)
+            # without a number it comes again with one
+            self.device.take(float(stamp), reading, value.get('late') is not True,
+                             is_counted or self.spool is None, **number)
+            return
+        if number:                    # it has its place in the sequence all the same
+            self.device.take(time.time(), {}, **number)
 
     def _other(self, value):
         device = self.device
@@ -818,6 +919,8 @@ class Session:
     def ended(self, on_purpose):
         """Take note of the end of its socket."""
         device = self.device
+        if self.spool is not None:
+            self.hub.archive.leave(self.spool, self.answer)
         if device is not None and not device.removed and device.state != 'left':
             device.become('left' if on_purpose else 'lost')
 
@@ -1009,9 +1112,17 @@ class Phone(minws.WebSocket):
                 return
             if not isinstance(message, minws.TextMessage):
                 raise Refused('a message is JSON in text', 1007)
-            self.session.take(parse(str(message)), self)
+            self._take(str(message))
         except Refused as refused:
             self._refuse(refused)
+
+    def _take(self, text):
+        count = text.count('\n')
+        if count and not self.visitor.messages.take(count):   # lines count as if they came one by one
+            self.left_out += count
+            self.hub.flooded.add(self)
+        else:
+            self.session.take_text(text, self)
 
     def _refuse(self, refused):
         self.hub.log('a push from %s was refused: %s' % (self.peer_address[0], refused))
@@ -1093,6 +1204,7 @@ class Hub:
         self.clock = None
         self.started = time.time()
         self.epoch = os.urandom(4).hex()
+        self.salt = os.urandom(16)
         self.numbers = iter(range(1, sys.maxsize))
         self.about = {}               # of the info, what the command line knows
         self.rights = lambda request, address: {'push': True, 'remove': is_loopback(address[0])}
@@ -1100,6 +1212,8 @@ class Hub:
         self.stored = 0               # bytes of their histories
         self.notices = {}             # (key, device or '') → text
         self.markers = collections.deque(maxlen=MAX_MARKERS)
+        self.archive = None           # what records, if somebody wants it
+        self.station = Station()
         self.pages = set()
         self.flooded = set()          # Phones some of whose messages were left out
         self.visitors = collections.OrderedDict()
@@ -1367,6 +1481,16 @@ class Hub:
             device.address = address
             return device
 
+    def welcome_unnamed(self, name, address, connection):
+        """Return the same for who has no id: the device of that name and address that is away, or another one."""
+        with self.lock:
+            for number in itertools.count():
+                text = json.dumps([address, name, number]).encode('utf-8', 'replace')
+                secret = hmac.new(self.salt, text, hashlib.sha256).hexdigest()
+                device = self.find(secret)
+                if device is None or device.connection is None:
+                    return self.welcome(name, secret, address, connection)
+
     def find(self, secret):
         """Return the device whose own id is that, or None."""
         if not isinstance(secret, str):
@@ -1390,7 +1514,13 @@ class Hub:
                 self.notice('devices', None)
         if device.connection is not None:
             device.connection.close(1008, close_reason(text))
+        self.station.forget(device.name)
         device.on_removed()
+
+    def described(self):
+        """Return {device: what its hello says of its sensors}."""
+        with self.lock:
+            return {device.name: device.hello()['hello']['sensors'] for device in self.devices.values()}
 
     def make_room(self, now):
         """Thin the largest histories until they fit."""
@@ -1416,12 +1546,17 @@ class Hub:
     def _mark(self, marker, visitor):
         if not visitor.marks.take():
             raise Refused('one marker a second is enough')
-        number = next(self.numbers)
-        text = clean(marker.get('text') if isinstance(marker, dict) else '')
-        said = ENCODE({'marker': {'id': number, 't': round(time.time(), 3), 'text': text, 'by': visitor.address}})
+        self.mark(clean(marker.get('text') if isinstance(marker, dict) else ''), visitor.address)
+
+    def mark(self, text, by):
+        """Set a marker now."""
+        number, stamp = next(self.numbers), round(time.time(), 3)
+        said = ENCODE({'marker': {'id': number, 't': stamp, 'text': text, 'by': by}})
         with self.lock:
             self.markers.append(said)
             self.say(('marker', number), said)
+            if self.archive is not None:
+                self.archive.take({'t': stamp, 'marker': {'text': text, 'by': by}})
 
     def _remove(self, remove, may):
         remove = remove if isinstance(remove, dict) else {}

@@ -31,6 +31,7 @@ CHECKPOINT = 1 << 20          # bytes between two lines that have all numbers, b
 MAX_SPOOLS = 1000             # spools whose numbers are remembered; a line with them has 40 KB
 MAX_NUMBER = 1 << 53          # JSON's numbers are exact up to here
 MAX_SPOOL = 60                # characters of a spool's name
+LOSS_PERIOD = 1.0             # seconds between two sentences about what is lost
 CSV_BLOCK = 1 << 15           # characters of CSV that are handed out at once
 
 
@@ -103,8 +104,8 @@ class Ledger:
 #
 # What a recording is kept in. A store has, at its opening, numbers: {spool: number}; write(records, numbers, kept) puts
 # records on the disk when it returns, and nothing of them if it raises OSError. `numbers` are the greatest among the
-# records, `kept` all those before. To be read there are entries(), (position, record) in the order of writing, and
-# read(position), from another object and any thread.
+# records, `kept` all those before. To be read there are entries(span), (position, record) in the order of writing, of
+# the last `span` bytes or of all, and read(position), from another object and any thread.
 ##############################################################################
 
 class LineStore:
@@ -160,9 +161,11 @@ class LineReader:
     def __init__(self, path):
         self._file = open(path, 'rb')
 
-    def entries(self):
-        self._file.seek(0)
-        position = 0
+    def entries(self, span=None):
+        position = 0 if span is None else max(0, self._file.seek(0, os.SEEK_END) - span)
+        self._file.seek(position)
+        if position:
+            position += len(self._file.readline())    # the rest of a line
         for line in self._file:
             record = parse_object(line)
             if is_record(record):
@@ -235,10 +238,19 @@ class SqliteReader:
             raise FileNotFoundError(2, 'there is no such file', path)
         self._connection = sqlite3.connect(path, check_same_thread=False)
 
-    def entries(self):
+    def entries(self, span=None):
         with sqlite_errors():
-            for position, text in self._connection.execute('SELECT rowid, record FROM records ORDER BY rowid'):
+            start = 0 if span is None else self._start(span)
+            for position, text in self._connection.execute(
+                    'SELECT rowid, record FROM records WHERE rowid > ? ORDER BY rowid', (start,)):
                 yield position, parse_object(text)
+
+    def _start(self, span):
+        for position, text in self._connection.execute('SELECT rowid, record FROM records ORDER BY rowid DESC'):
+            span -= len(text)
+            if span < 0:
+                return position
+        return 0
 
     def read(self, position):
         with sqlite_errors():
@@ -384,6 +396,68 @@ class Recorder:
             self._store.close()
 
 
+class Archive:
+    """What a server keeps of its devices: records go to a Recorder, and numbers back to those who count. Any thread.
+
+    `notice(key, text)` gets a sentence for people when something is wrong with the disk, and None when that is over.
+    """
+
+    def __init__(self, recorder, notice):
+        self.path = recorder.path
+        self._recorder = recorder
+        self._notice = notice
+        self._answers = {}    # spool -> the function that sends a text to its device
+        self._lost = 0        # readings that nobody will send again
+        self._say_lost = 0.0  # when that may be told, monotonic
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=recorder.run, name='recorder', daemon=True,
+                                        args=(self._stopping, self._acknowledge, self._say))
+
+    def start(self):
+        self._thread.start()
+
+    def begin(self, spool, first, answer):
+        """Answer the hello of a device that numbers its readings; ValueError if it names no spool or no number.
+
+        `answer(text, key=…)` is called with every acknowledgement from now on; of equal keys the newest counts.
+        """
+        number = self._recorder.begin(spool, first)
+        self._answers[spool] = answer
+        self._acknowledge(spool, number)
+
+    def leave(self, spool, answer):
+        """Take it that a connection that began a spool has ended; the device may have another one by now."""
+        if self._answers.get(spool) is answer:
+            del self._answers[spool]
+
+    def take(self, record):
+        """Keep a record; return False if it has a number that is not the next one: then it is of no account at all."""
+        try:
+            return self._recorder.append(record)
+        except RecordingError as error:
+            if 'spool' not in record:
+                self._lost += 1
+            if self._lost and time.monotonic() >= self._say_lost:
+                self._say_lost = time.monotonic() + LOSS_PERIOD
+                self._notice('recording lost', '%s; readings lost so far: %d' % (error, self._lost))
+            return True
+
+    def close(self):
+        """Bring what waits to the disk; RecordingError if that is impossible."""
+        self._stopping.set()
+        self._thread.join()
+        self._recorder.close()
+
+    def _acknowledge(self, spool, number):
+        answer = self._answers.get(spool)
+        if answer is not None:
+            with contextlib.suppress(minws.ConnectionClosed):
+                answer(json.dumps({'ack': number}), key='ack')
+
+    def _say(self, text):
+        self._notice('recording', text)
+
+
 ##############################################################################
 # Replay
 ##############################################################################
@@ -488,22 +562,23 @@ def device_of(record):
 CSV_HEAD = ('t', 'device', 'sensor', 'axis', 'unit', 'value')
 
 
-def csv(path, since=None, device=None):
+def csv(path, since=None, device=None, span=None, described=()):
     """Yield a recording as CSV (bytes), a row for each axis of each value, in the order of arrival.
 
-    `since` are seconds since 1970, `device` a name; None for all. Times are those of the server's clock, values are not
-    rounded. RecordingError, before the first row, if there is no such recording.
+    `since` are seconds since 1970, `device` a name, `span` how many bytes of its newest part are looked at; None for
+    all. `described` has what is known of the devices without the recording, {device: what a hello says of its sensors}.
+    Times are those of the server's clock, values are not rounded. RecordingError, before the first row, if there is no
+    such recording.
     """
-    return _csv_blocks(reader_of(path), since, device)
+    return _csv_blocks(reader_of(path), since, device, span, dict(described))
 
 
-def _csv_blocks(reader, since, device):
+def _csv_blocks(reader, since, device, span, described):
     with contextlib.closing(reader):
         text = io.StringIO()
         writer = csv_format.writer(text)
         writer.writerow(CSV_HEAD)
-        described = {}
-        for _, record in reader.entries():
+        for _, record in reader.entries(span):
             if isinstance(record.get('hello'), dict):
                 described[device_of(record)] = record['hello'].get('sensors')
             elif device in (None, record.get('d')) and (since is None or moment(record) >= since):

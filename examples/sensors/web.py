@@ -11,13 +11,15 @@ import time
 
 import minws
 from examples.sensors import hub as hubs
-from examples.sensors.hub import ENCODE, Page, Phone, Refused, Session, network_of, parse
+from examples.sensors import lines, recording
+from examples.sensors.hub import ENCODE, Page, Phone, Refused, Session, clean, is_ours, network_of, parse
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PAGE = os.path.join(HERE, 'page.html')
 FILES = {'minws.py': os.path.abspath(minws.__file__),
          'droid_sensor.py': os.path.join(os.path.dirname(HERE), 'droid_sensor.py')}
 
+CSV_SPAN = 2 << 20            # bytes of the recording's newest part that become CSV; in our loop that takes 0.2 seconds
 RETRY = 200                   # milliseconds after which a page asks for events again
 FREE_TRIES = 5                # wrong passwords; then each costs time
 LONGEST_WAIT = 60             # seconds
@@ -180,6 +182,11 @@ class Compressed:
         return answer(200, self.plain, self.kind, headers)
 
 
+def is_command(value):
+    """Return whether an object that was posted is what a page says, and no reading: those have numbers."""
+    return any(isinstance(value.get(command), dict) for command in ('marker', 'remove')) or set(value) == {'time'}
+
+
 def takes_gzip(request):
     codings = [coding.replace(' ', '').lower() for coding in request.headers.get('Accept-Encoding', '').split(',')]
     return any(coding == 'gzip' or coding.startswith('gzip;') and not coding.endswith((';q=0', ';q=0.0'))
@@ -200,7 +207,9 @@ class Site:
         hub.rights = self.rights
         page = Compressed(PAGE, 'text/html; charset=utf-8')
         self.pages = {'/': page, '/push': self.push, '/events': self.events, '/login': self.login,
-                      '/start': self.start}
+                      '/start': self.start, '/data.csv': self.csv}
+        self.pages.update(hub.station.pages)
+        self.watched = ['/', '/ws', '/events', '/data.csv'] + list(hub.station.routes) + list(hub.station.pages)
         for name, path in FILES.items():
             self.pages['/' + name] = Compressed(path, 'text/x-python; charset=utf-8')
 
@@ -217,7 +226,7 @@ class Site:
         path = request.path
         if path == '/' and 'password' in request.query:
             return self._enter(request, request.query['password'])
-        if path in ('/', '/ws', '/events'):
+        if path in self.watched:
             refusal = self.guard.allows('page', request, network_of(address))
         elif path == '/push':
             refusal = self.guard.allows('push', request, network_of(address))
@@ -271,21 +280,55 @@ class Site:
             visitor = self.hub.visitor(network)
             if not visitor.admits(len(request.body)):
                 raise Refused('too much comes from your address', status=429)
-            values = parse(request.body.decode('utf-8', 'replace'))
-            return answer_json(200, self._post(request, network, visitor, values))
+            return answer_json(200, self._post(request, network, visitor))
         except Refused as refused:
             return answer_json(refused.status, {'refused': {'text': str(refused)}})
         except minws.HandshakeError as error:
             return answer_json(error.status, {'refused': {'text': str(error)}})
 
-    def _post(self, request, network, visitor, values):
-        if values and 'hello' not in values[0]:
+    def _post(self, request, network, visitor):
+        session = Session(self.hub, network, lambda text: None)
+        try:
+            values = parse(request.body.decode('utf-8', 'replace'))
+        except Refused:
+            values = None
+        if values and any(map(is_command, values)):
             may = self.rights(request, (request.headers[PEER], 0))
             answers = [self.hub.command(value, visitor, may) for value in values[:hubs.COMMANDS]]
             return next((found for found in answers if found is not None), {})
-        session = Session(self.hub, network, lambda text: None)
-        taken = session.take(values)
+        if values is not None and (not values or is_ours(values[0])):
+            taken = session.take(values)
+        else:
+            taken = self._post_lines(request, visitor, session)
         return {'device': session.device.name if session.device else None, 'taken': taken, 'time': 1000 * time.time()}
+
+    def _post_lines(self, request, visitor, session):
+        """Take what apps and scripts post that know nothing of this server; return how many readings were in it."""
+        if not visitor.messages.take(request.body.count(b'\n')):
+            raise Refused('too much comes from your address', status=429)
+        try:
+            return session.take_moments(lines.parse_post(request.headers.get('Content-Type', ''), request.body))
+        except ValueError as error:
+            raise Refused(str(error), status=400)
+
+    # The recording
+
+    def csv(self, request):
+        """Answer GET /data.csv?since=…&device=…: the newest part of the recording."""
+        visitor, since = self.hub.visitor(request.headers[PEER]), request.query.get('since')
+        if self.hub.archive is None:
+            return answer(404, 'nothing is recorded here: start the server with --record FILE\n')
+        if not visitor.stories.take():
+            return answer(429, 'this address asks for the recording too often\n')
+        try:
+            blocks = recording.csv(self.hub.archive.path, None if since is None else float(since),
+                                   request.query.get('device'), CSV_SPAN, self.hub.described())
+            return answer(200, b''.join(blocks), 'text/csv; charset=utf-8',
+                          [('Content-Disposition', 'attachment; filename="readings.csv"')])
+        except ValueError:
+            return answer(400, 'since is a number of seconds since 1970, not %s\n' % clean(since, 40))
+        except OSError as error:
+            return answer(500, '%s\n' % error)
 
     def events(self, request):
         """Answer GET /events: all that is new, as server-sent events; the browser comes back for more by itself.
@@ -327,6 +370,7 @@ def listen(hub, host, port, site=None, **options):
     """Return the Server of a hub, not started; OSError if it cannot listen there. `options` are those of serve()."""
     site = site or Site(hub)
     handlers = {'/ws': type('HubPage', (Page,), {'hub': hub}), '/push': type('HubPhone', (Phone,), {'hub': hub})}
+    handlers.update(hub.station.routes)
     server = minws.serve(handlers, host, port, pages=site.pages, process_request=site.admit, hosts=None,
                          max_size=hubs.MAX_MESSAGE, **options)
     hub.attach(server)

@@ -2048,9 +2048,10 @@ class Session:
         self._sensors = {}
         self._before_hole = False   # the next number is not consecutive, and must wait
         self._over = False
+        self.interrupted = False    # whether somebody wants it to end
 
     def run(self):
-        """Send what there is until the connection ends: ConnectionClosed."""
+        """Send what there is until the connection ends: ConnectionClosed, or KeyboardInterrupt if it is interrupted."""
         self._report_due = time.monotonic() + REPORT_PERIOD
         self.outbox.again()
         answers = threading.Thread(target=self._listen, name='push-answers', daemon=True)
@@ -2058,6 +2059,8 @@ class Session:
         with contextlib.suppress(minws.ConnectionClosed):
             while not self._over:
                 self.turn(TURN)
+                if self.interrupted:
+                    raise KeyboardInterrupt
         answers.join(FAREWELL)
         self.ws.recv(timeout=FAREWELL)    # raises what ended it, the peer's reason included
 
@@ -2207,11 +2210,27 @@ class Session:
             counts.clear()
 
 
-def push(address, source, rate, device, spool, trust, say):
+class Interruption:
+    """What Ctrl-C does: a session ends between two messages, because within one it could not say goodbye any more.
+
+    Whatever else is going on is interrupted at once, and so is a session at the second time.
+    """
+
+    def __init__(self):
+        self.session = None
+
+    def __call__(self, *_):
+        session, self.session = self.session, None
+        if session is None:
+            raise KeyboardInterrupt
+        session.interrupted = True
+
+
+def push(address, source, rate, device, spool, trust, say, interruption):
     """Send what the source reads to an Address, for ever: connect again whenever the connection breaks.
 
-    `say` gets the sentences for a person. Refused if the server does not want this device; KeyboardInterrupt ends it
-    in order.
+    `say` gets the sentences for a person; the Interruption is told which session there is. Refused if the server does
+    not want this device; KeyboardInterrupt ends it in order.
     """
     def describe(sensors, **more):
         return hello_message(device, source.name, sensors, rate, id=spool.identity, simulated=source.simulated, **more)
@@ -2223,13 +2242,15 @@ def push(address, source, rate, device, spool, trust, say):
     try:
         for ws in connections:
             print('connected to %s' % re.sub('//[^/@]*@', '//', address.uri), flush=True)
-            session = Session(ws, outbox, describe)
+            session = interruption.session = Session(ws, outbox, describe)
             try:
                 session.run()
             except minws.ConnectionClosed as closed:
                 if closed.rcvd is not None and closed.code == 1008:
                     raise Refused('%s refuses this device: %s' % (address.host, printable(closed.reason))) from None
                 print('connection lost (%s); connecting again' % closed, flush=True)
+            finally:
+                interruption.session = None
     except KeyboardInterrupt:
         reader.stop()
         if session is not None:
@@ -2327,11 +2348,13 @@ def main(argv=None):
         return 1
     source = find_source(arguments.source, arguments.sensors)
     print('source: %s' % source.name, flush=True)
+    interruption = Interruption()
     if threading.current_thread() is threading.main_thread():   # which a phone's Python may not give to a script
-        # Whoever stops a program in the background sends this.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM):   # whoever stops a program in the background sends the second
+            signal.signal(number, interruption)
     try:
-        push(address, source, arguments.rate, arguments.name or device_name()[:MAX_NAME], spool, trust, tell)
+        push(address, source, arguments.rate, arguments.name or device_name()[:MAX_NAME], spool, trust, tell,
+             interruption)
     except Refused as error:
         tell(error)
         return 1

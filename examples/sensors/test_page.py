@@ -433,6 +433,7 @@ def test_no_line_is_drawn_over_more_than_three_intervals(opened):
                      history(*(reading(t, n=1 + n % 2) for n, t in enumerate(times))), READY)
     page.wait_for('story.ready')
     page.evaluate('show(10, %r)' % now)
+    page.wait_for('Number.isFinite(%s.x(%r))' % (chart_of('n'), now))   # it has its place and its size
     page.evaluate(DRAWN)
 
     def ink(first, last):

@@ -658,6 +658,14 @@ print('ready', flush=True)
 server.serve_forever()
 '''
 
+WHOLE_SERVER = '''
+from examples.sensors import __main__ as program
+
+announce = program.announce
+program.announce = lambda *arguments: (announce(*arguments), print('ready', flush=True))
+program.main(sys.argv[1:])
+'''
+
 PUSHER = TORN + '''
 uri, life, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 
@@ -763,9 +771,12 @@ class Chaos:
 
     def start_server(self):
         """The new one is ready when this returns."""
-        self.server = subprocess.Popen([sys.executable, '-c', SERVER, str(self.port), self.recording], cwd=ROOT,
-                                       stdout=subprocess.PIPE)
-        assert self.server.stdout.readline() == b'ready\n'
+        self.server = self.server_process()
+        assert b'ready\n' in iter(self.server.stdout.readline, b'')
+
+    def server_process(self):
+        return subprocess.Popen([sys.executable, '-c', SERVER, str(self.port), self.recording], cwd=ROOT,
+                                stdout=subprocess.PIPE)
 
     def start_pusher(self):
         self.life += 1
@@ -793,7 +804,7 @@ class Chaos:
     def kept(self):
         """Return the (life, i) of every reading in the recording, in its order."""
         with contextlib.closing(recording.reader_of(self.recording)) as reader:
-            return [tuple(one['s']['count']) for _, one in reader.entries()]
+            return [tuple(one['s']['count']) for _, one in reader.entries() if 's' in one]
 
     def round(self, generator):
         """Let one thing happen, at some moment; each of five in five rounds."""
@@ -833,9 +844,22 @@ class Chaos:
         self.relay.close()
 
 
-def exactly_once(directory, name, with_file, rounds, seed):
+class WholeChaos(Chaos):
+    """The same with the server that people start, which has nothing of its own to read."""
+
+    def server_process(self):
+        return subprocess.Popen([sys.executable, '-c', TORN + WHOLE_SERVER, '--host', '127.0.0.1', '--port',
+                                 str(self.port), '--record', self.recording, '--source', 'stdin'], cwd=ROOT,
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    def kill_server(self):
+        super().kill_server()
+        self.server.stdin.close()
+
+
+def exactly_once(directory, name, with_file, rounds, seed, chaos=Chaos):
     """Run it; return how many readings there were."""
-    generator, chaos = random.Random(seed), Chaos(directory, name, with_file)
+    generator, chaos = random.Random(seed), chaos(directory, name, with_file)
     try:
         chaos.start_server()
         chaos.start_pusher()
@@ -863,6 +887,12 @@ def exactly_once(directory, name, with_file, rounds, seed):
 @pytest.mark.parametrize('name, with_file', [('r.jsonl', True), ('r.db', False)])
 def test_every_reading_is_recorded_exactly_once(tmp_path, name, with_file):
     assert exactly_once(tmp_path, name, with_file, rounds=5, seed=5) > 50
+
+
+@pytest.mark.parametrize('rounds', [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', ['r.jsonl', 'r.db'])
+def test_every_reading_is_recorded_exactly_once_by_the_program(tmp_path, name, rounds):
+    assert exactly_once(tmp_path, name, True, rounds, seed=rounds, chaos=WholeChaos) > 10 * rounds
 
 
 @pytest.mark.slow

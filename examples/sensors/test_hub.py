@@ -4,6 +4,7 @@ Pages and devices are played by the blocking client over real sockets on 127.0.0
 """
 import collections
 import contextlib
+import errno
 import gzip
 import json
 import os
@@ -22,12 +23,13 @@ import types
 import pytest
 
 import minws
-from examples.droid_sensor import Sensor
+from examples.droid_sensor import JsonLines, Sensor
 from examples.sensors import __main__ as program
 from examples.sensors import hub as hubs
-from examples.sensors import web
+from examples.sensors import recording, web
 from examples.sensors.hub import (Allowance, ClockOffset, Digest, Hub, Refused, Series, clean, name_of,
                                   network_of, numbers_of, parse, sensors_of)
+from examples.sensors.recording import Archive, Recorder
 from examples.sensors.web import Guard, Site, listen
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -1362,6 +1364,290 @@ def test_without_a_password_the_address_with_one_works(hub):
 
 
 ##############################################################################
+# Devices that speak in another way
+##############################################################################
+
+@pytest.mark.parametrize('text, sensors', [
+    ('temp:21.5§°C', {'temp': 21.5}),
+    ('temp,hum\n21.5,40', {'temp': 21.5, 'hum': 40}),
+    ('{"temp": 21.5, "accel": [0, 1, 9.8]}', {'temp': 21.5, 'accel': [0, 1, 9.8]}),
+    ('{"error": 3, "time": 5}', {'error': 3}),
+    ('{"type": "android.sensor.light", "values": [310], "timestamp": 5}', {'light': 310})])
+def test_lines_over_the_socket_become_readings_of_their_address(hub, text, sensors):
+    with page(hub) as viewer, Peer(hub, '/push') as board:
+        board.ws.send(text)
+        heard = {}
+        while heard != sensors:
+            reading = viewer.hear('s')
+            assert reading['d'] == '127.0.0.1' and abs(reading['t'] - now()) < DEADLINE
+            heard.update(reading['s'])
+
+
+def test_a_header_holds_for_the_lines_that_follow_in_other_messages(hub):
+    with page(hub) as viewer, Peer(hub, '/push') as board:
+        for line in ('booting, please wait', 'temp [°C],hum [%]', '21.5,40'):
+            board.ws.send(line)
+        assert viewer.hear('hello', lambda hello: 'hum' in hello['sensors'])['sensors'] == {
+            'temp': {'unit': '°C', 'axes': []}, 'hum': {'unit': '%', 'axes': []}}
+        assert viewer.hear('s')['s'] == {'temp': 21.5, 'hum': 40}
+
+
+def test_a_device_that_said_hello_may_go_on_with_lines(hub):
+    with page(hub) as viewer, phone(hub, device='board', sensors={}) as board:
+        board.ws.send('temp:21.5§°C')
+        reading = viewer.hear('s')
+        assert reading['d'] == 'board' and reading['s'] == {'temp': 21.5}
+
+
+def test_two_boards_of_one_address_are_two_devices_and_come_back_as_these(hub):
+    with page(hub) as viewer:
+        with Peer(hub, '/push') as one, Peer(hub, '/push') as two:
+            one.ws.send('n:1')
+            assert viewer.hear('s')['d'] == '127.0.0.1'
+            two.ws.send('n:2')
+            assert viewer.hear('s')['d'] == '127.0.0.1 2'
+        wait_until(lambda: not any(device.is_connected() for device in hub.devices.values()), 'the end of both')
+        with Peer(hub, '/push') as one:
+            one.ws.send('n:3')
+            assert viewer.hear('s')['d'] == '127.0.0.1'
+        assert sorted(hub.devices) == ['127.0.0.1', '127.0.0.1 2']
+
+
+def test_the_id_of_a_board_that_has_none_cannot_be_guessed(hub):
+    with page(hub), Peer(hub, '/push') as board:
+        board.ws.send('n:1')
+        wait_until(lambda: hub.devices, 'the device')
+        assert len(hub.devices['127.0.0.1'].secret) == 64
+        other = Hub()
+        other.clock = hub.clock
+        assert other.welcome_unnamed('127.0.0.1', '127.0.0.1', None).secret != hub.devices['127.0.0.1'].secret
+
+
+def test_how_often_lines_come_tells_when_they_are_silent(hub):
+    device = hub.add('board', 'lines', 0)
+    for gap, limit in ((0, 3), (10, 30), (100, 60)):
+        device.reading(now(), {'n': [1]})
+        device.interval = gap
+        for late, state in ((limit - 0.5, 'live'), (limit + 0.5, 'silent')):
+            device.look_at(device.heard + late)
+            assert device.state == state
+    hub.forget(device)
+
+
+def test_lines_count_as_messages(hub, monkeypatch):
+    monkeypatch.setattr(hubs, 'MESSAGES', 50)
+    hub.visitors.clear()
+    with page(hub) as viewer, Peer(hub, '/push') as board:
+        board.ws.send('n:1')
+        viewer.hear('s')
+        board.ws.send('n:2\n' * 1000)
+        assert viewer.hear('dropped')['messages'] == 1000
+        assert hub.devices['127.0.0.1'].counts == {'n': 1}
+
+
+SENSOR_LOGGER = {'messageId': 1, 'sessionId': 'x', 'deviceId': 'ab-12', 'payload': [
+    {'name': 'light', 'values': {'lux': 310}, 'accuracy': 3, 'time': 1700000000000000000}]}
+
+
+@pytest.mark.parametrize('kind, body, device, sensors', [
+    ('application/json', json.dumps(SENSOR_LOGGER), 'ab-12', {'light': 310}),
+    ('application/json', '{"temp": 21.5, "device": "kitchen"}', 'kitchen', {'temp': 21.5}),
+    ('text/plain', 'temp:21.5', '127.0.0.1', {'temp': 21.5}),
+    ('application/x-www-form-urlencoded', 'temp=21.5&hum=40', '127.0.0.1', {'temp': 21.5, 'hum': 40})])
+def test_what_apps_and_scripts_post_is_taken(hub, kind, body, device, sensors):
+    with page(hub) as viewer:
+        status, _, answer = request(hub, 'POST', '/push', [('Content-Type', kind)], body.encode())
+        assert status == 200 and json.loads(answer.decode())['device'] == device
+        reading = viewer.hear('s')
+        assert reading['d'] == device and reading['s'] == sensors
+        assert request(hub, 'POST', '/push', [('Content-Type', kind)], body.encode())[0] == 200
+        assert viewer.hear('s')['d'] == device
+
+
+def test_a_post_without_readings_is_answered_with_a_sentence(hub):
+    status, _, answer = request(hub, 'POST', '/push', body=b'good morning!')
+    assert status == 400 and 'good morning!' in json.loads(answer.decode())['refused']['text']
+
+
+LISTEN = '/sensor/connect?type=android.sensor.light'
+
+
+def test_a_program_for_a_sensorserver_phone_hears_ours(hub):
+    with page(hub) as viewer, phone(hub) as device:
+        device.say(t=now(), s={'light': 1, 'accel': [0, 0, 9.8]})
+        viewer.hear('s')
+        assert json.loads(request(hub, 'GET', '/sensors')[2].decode()) == [
+            {'name': 'light', 'type': 'android.sensor.light'},
+            {'name': 'accel', 'type': 'android.sensor.accelerometer'}]
+        assert json.loads(request(hub, 'GET', '/wsport')[2].decode()) == {'portNo': hub.port}
+        with Peer(hub, LISTEN) as script:
+            wait_until(lambda: hub.station._listeners, 'the listener')
+            device.say(t=now(), s={'light': 310})
+            assert script.next()['values'] == [310]
+        device.say(bye={})
+        hub.forget(hub.devices['pixel'])
+        assert request(hub, 'GET', '/sensors')[2] == b'[]'
+
+
+##############################################################################
+# What is recorded
+##############################################################################
+
+@contextlib.contextmanager
+def recording_into(hub, path):
+    """Let a hub record; the value is a function that returns what is in the recording."""
+    hub.archive = Archive(Recorder(str(path)), hub.notice)
+    hub.archive.start()
+
+    def recorded():
+        with contextlib.closing(recording.reader_of(str(path))) as reader:
+            return [record for _, record in reader.entries()]
+
+    try:
+        yield recorded
+    finally:
+        hub.archive.close()
+
+
+def until_acknowledged(device, number):
+    assert device.hear('ack', lambda ack: ack >= number) == number
+
+
+def test_readings_are_recorded_with_who_took_them(hub, tmp_path):
+    with recording_into(hub, tmp_path / 'r.jsonl') as recorded, phone(hub, t=now()) as device, page(hub) as viewer:
+        stamps = [round(now(), 3) - 3 + n for n in range(3)]
+        for stamp in stamps:
+            device.say(t=stamp, s={'light': 7, 'accel': [0, 0, float('nan')]})
+        wait_until(lambda: len(recorded()) == 4, 'the readings')
+        viewer.say(marker={'text': 'second run'})
+        wait_until(lambda: len(recorded()) == 5, 'the marker')
+        first, *readings, marker = recorded()
+        assert first['hello'] == {'device': 'pixel', 'source': 'termux', 'rate': 5, 'simulated': False,
+                                  'sensors': SENSORS}
+        assert readings == [{'t': stamp, 'd': 'pixel', 's': {'light': 7}} for stamp in stamps]
+        assert marker['marker'] == {'text': 'second run', 'by': '127.0.0.1'}
+
+
+def test_a_clock_that_is_wrong_stands_in_the_record_beside_its_time(hub, tmp_path):
+    with recording_into(hub, tmp_path / 'r.jsonl') as recorded, phone(hub, t=now() + 3600) as device:
+        device.say(t=now() + 3600, s={'light': 7})
+        wait_until(lambda: len(recorded()) == 2, 'the record')
+        reading = recorded()[1]
+        assert abs(recording.moment(reading) - now()) < DEADLINE and reading['t'] > now() + 3000
+
+
+SPOOL = {'ack': True, 'spool': '0123456789abcdef', 'first': 1}
+
+
+def test_numbered_readings_are_recorded_once_and_acknowledged(hub, tmp_path):
+    with recording_into(hub, tmp_path / 'r.jsonl') as recorded, page(hub) as viewer:
+        with phone(hub, id='secret') as device:
+            device.say(hello(id='secret', **SPOOL))
+            until_acknowledged(device, 0)
+            device.say(t=1e9, s={'light': 0})                         # shown now, comes again with a number
+            assert viewer.hear('s')['s'] == {'light': 0}
+            device.say({'t': 1e9, 's': {'light': 0}, 'n': 1, 'late': True}, {'t': 1e9 + 1, 's': {'light': 1}, 'n': 2})
+            assert viewer.hear('s')['s'] == {'light': 1}
+            until_acknowledged(device, 2)
+        with Peer(hub, '/push') as device:
+            device.say(hello(id='secret', **SPOOL))
+            until_acknowledged(device, 2)
+            device.say(*[{'t': 1e9 + n, 's': {'light': n}, 'n': n} for n in (2, 3, 5, 4)])
+            assert [viewer.hear('s')['s']['light'] for _ in range(2)] == [3, 4]
+            until_acknowledged(device, 4)
+        kept = [(record['n'], record['s']['light']) for record in recorded() if 's' in record]
+        assert kept == [(1, 0), (2, 1), (3, 3), (4, 4)]
+
+
+def test_a_numbered_reading_without_a_good_value_has_its_place_all_the_same(hub, tmp_path):
+    with recording_into(hub, tmp_path / 'r.jsonl') as recorded, phone(hub) as device:
+        device.say(hello(**SPOOL))
+        device.say({'t': 1e9, 's': {'light': None}, 'n': 1}, {'t': 'now', 's': {'light': 1}, 'n': 2},
+                   {'t': 1e9, 's': 3, 'n': 3}, {'t': 1e9, 's': {'light': 4}, 'n': 4})
+        until_acknowledged(device, 4)
+        assert [record['s'] for record in recorded() if 's' in record] == [{}, {}, {}, {'light': 4}]
+
+
+@pytest.mark.parametrize('more', [{'spool': 7}, {'spool': 'x' * 61}, {'first': 0}, {'first': 'one'}])
+def test_a_spool_without_a_name_is_refused(hub, tmp_path, more):
+    with recording_into(hub, tmp_path / 'r.jsonl'), Peer(hub, '/push') as device:
+        device.say(hello(**dict(SPOOL, **more)))
+        assert device.end() == (1008, 'a spool has a short name and numbers from 1 on')
+
+
+def test_a_server_that_does_not_record_acknowledges_nothing(hub):
+    with phone(hub) as device, page(hub) as viewer:
+        device.say(hello(**SPOOL))
+        device.say(t=now(), s={'light': 1}, n=1)
+        assert viewer.hear('s')['s'] == {'light': 1}
+        device.say(time=1)
+        assert 'time' in device.next()
+
+
+def test_a_full_disk_is_said_on_the_page_and_serving_goes_on(hub, tmp_path, monkeypatch):
+    full, append = [True], JsonLines.append
+
+    def fail(lines, *arguments, **options):
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(lines, *arguments, **options)
+
+    monkeypatch.setattr(JsonLines, 'append', fail)
+    with recording_into(hub, tmp_path / 'r.jsonl') as recorded, phone(hub) as device, page(hub) as viewer:
+        device.say(t=now(), s={'light': 1})
+        said = viewer.hear('notice', lambda notice: notice['key'] == 'recording')['text']
+        assert os.strerror(errno.ENOSPC) in said and 'r.jsonl' in said
+        monkeypatch.setattr(recording, 'BUFFER', 500)
+        for n in range(20):
+            device.say(t=now(), s={'light': n})
+        assert 'lost so far: ' in viewer.hear('notice', lambda notice: notice['key'] == 'recording lost')['text']
+        device.say(t=now(), s={'light': 99})
+        assert viewer.hear('s', lambda samples: samples == {'light': 99})
+        full[0] = False
+        assert viewer.hear('notice', lambda notice: notice['key'] == 'recording')['text'] is None
+        assert recorded()[1]['s'] == {'light': 1}
+
+
+def table(hub, query=''):
+    status, headers, body = request(hub, 'GET', '/data.csv' + query)
+    assert status == 200 and headers['Content-Type'] == 'text/csv; charset=utf-8'
+    return [line.split(',') for line in body.decode().splitlines()]
+
+
+@pytest.mark.parametrize('name', ['r.jsonl', 'r.db'])
+def test_the_recording_is_handed_out_as_a_table(hub, tmp_path, monkeypatch, name):
+    with recording_into(hub, tmp_path / name) as recorded, phone(hub, t=now()) as device, \
+            phone(hub, device='other', t=now()) as other:
+        start = round(now(), 3) - 300
+        device.say(*[{'t': start + n, 's': {'light': n}} for n in range(200)])
+        other.say(t=start, s={'accel': [1, 2, 3]})
+        wait_until(lambda: len(recorded()) == 203, 'the records')
+        assert len(table(hub)) == 1 + 200 + 3
+        assert table(hub, '?device=other')[1:] == [[repr(start), 'other', 'accel', axis, 'm/s²', value]
+                                                   for axis, value in (('x', '1'), ('y', '2'), ('z', '3'))]
+        assert [row[-1] for row in table(hub, '?device=pixel&since=%r' % (start + 197.5))[1:]] == ['198', '199']
+        hub.visitors.clear()
+        monkeypatch.setattr(web, 'CSV_SPAN', 1000)
+        newest = table(hub, '?device=pixel')[1:]
+        assert newest[-1][2:] == ['light', '', 'lx', '199'] and 5 < len(newest) < 30   # with its unit, all the same
+        assert request(hub, 'GET', '/data.csv?since=yesterday')[0] == 400
+
+
+def test_without_a_recording_there_is_no_table(hub):
+    status, _, body = request(hub, 'GET', '/data.csv')
+    assert status == 404 and b'--record' in body
+
+
+@pytest.mark.parametrize('path', ['/data.csv', '/sensors', '/wsport', LISTEN, '/gps', '/touchscreen',
+                                  '/sensors/connect?types=[]'])
+def test_the_password_of_the_page_protects_every_way_to_the_readings(guarded, path):
+    assert request(guarded, 'GET', path)[0] == 401
+    with pytest.raises(minws.HandshakeError) as refused:
+        minws.connect('ws://127.0.0.1:%d%s' % (guarded.port, path))
+    assert refused.value.response.status_code == 401
+
+
+##############################################################################
 # The command line
 ##############################################################################
 
@@ -1492,3 +1778,50 @@ def test_a_source_without_motion_is_known():
 def test_program_says_what_is_wrong_with_a_certificate(arguments, capsys):
     assert program.main(arguments) == 1
     assert 'https is not possible' in capsys.readouterr().err
+
+
+def test_program_records_and_replays_ten_times_as_fast(tmp_path):
+    path, file = str(tmp_path / 'r.jsonl'), str(tmp_path / 'made.jsonl')
+    with Program(tmp_path, '--source', 'simulated', '--name', 'desk', '--rate', '50', '--record', path) as running:
+        running.expect('^all readings are recorded into ' + re.escape(path))
+        running.port = int(running.expect(r'http://127\.0\.0\.1:(\d+)/').group(1))
+        with page(running) as viewer:
+            for _ in range(10):
+                viewer.hear('s')
+        running.process.send_signal(signal.SIGTERM)
+        running.expect('^stopped$')
+    with Program(tmp_path, '--replay', path) as running:
+        running.expect('^source: the recording %s, 1 times as fast' % re.escape(path))
+        running.port = int(running.expect(r'http://127\.0\.0\.1:(\d+)/').group(1))
+        with page(running) as viewer:
+            assert viewer.hear('s')['d'] == 'desk'
+    with contextlib.closing(Recorder(file)) as recorder:
+        recorder.append({'t': 1e9, 'hello': {'device': 'pixel', 'rate': 4, 'sensors': SENSORS}})
+        for n in range(40):
+            recorder.append({'t': 1e9 + n / 4, 'd': 'pixel', 's': {'light': n}})
+            if n == 20:
+                recorder.append({'t': 1e9 + 5.1, 'marker': {'text': 'second run'}})
+    with Program(tmp_path, '--replay', file, '--speed', '10') as running:
+        running.port = int(running.expect(r'http://127\.0\.0\.1:(\d+)/').group(1))
+        viewer = Peer(running, '/ws')
+        heard = viewer.hear_until('marker')
+        assert heard[-1]['marker']['text'] == 'second run'
+        heard += viewer.hear_until('notice')
+        while 'has ended' not in heard[-1].get('notice', {}).get('text', ''):
+            heard += viewer.hear_until('notice')
+        hellos = [message['hello'] for message in heard if 'hello' in message]
+        assert hellos[-1]['rate'] == 40 and hellos[-1]['sensors'] == SENSORS
+        readings = {message['s']['light']: message['t'] for message in heard if 's' in message}
+        readings.update((one['s']['light'], one['t']) for message in heard if 'history' in message
+                        for one in message['history']['readings'])
+        assert sorted(readings) == list(range(40)) and abs(readings[39] - now()) < DEADLINE
+        assert all(abs(readings[n] - readings[0] - n / 40) < 0.001 for n in readings)
+        viewer.ws.close()
+
+
+@pytest.mark.parametrize('arguments', [['--replay', 'nowhere.jsonl'], ['--record', 'nowhere/r.jsonl'],
+                                       ['--record', __file__], ['--record', __file__, '--replay', __file__]])
+def test_program_says_what_is_wrong_with_a_recording(arguments, capsys):
+    assert program.main(['--host', '127.0.0.1', '--port', '0'] + arguments) == 1
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and arguments[1] in said or 'itself' in said

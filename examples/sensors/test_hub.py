@@ -1618,14 +1618,14 @@ def table(hub, query=''):
 def test_the_recording_is_handed_out_as_a_table(hub, tmp_path, monkeypatch, name):
     with recording_into(hub, tmp_path / name) as recorded, phone(hub, t=now()) as device, \
             phone(hub, device='other', t=now()) as other:
-        start = round(now(), 3) - 300
-        device.say(*[{'t': start + n, 's': {'light': n}} for n in range(200)])
+        start = round(now()) - 2
+        device.say(*[{'t': start + n / 1000, 's': {'light': n}} for n in range(200)])
         other.say(t=start, s={'accel': [1, 2, 3]})
         wait_until(lambda: len(recorded()) == 203, 'the records')
         assert len(table(hub)) == 1 + 200 + 3
         assert table(hub, '?device=other')[1:] == [[repr(start), 'other', 'accel', axis, 'm/s²', value]
                                                    for axis, value in (('x', '1'), ('y', '2'), ('z', '3'))]
-        assert [row[-1] for row in table(hub, '?device=pixel&since=%r' % (start + 197.5))[1:]] == ['198', '199']
+        assert [row[-1] for row in table(hub, '?device=pixel&since=%r' % (start + 0.1975))[1:]] == ['198', '199']
         hub.visitors.clear()
         monkeypatch.setattr(web, 'CSV_SPAN', 1000)
         newest = table(hub, '?device=pixel')[1:]

@@ -1618,7 +1618,7 @@ def table(hub, query=''):
 def test_the_recording_is_handed_out_as_a_table(hub, tmp_path, monkeypatch, name):
     with recording_into(hub, tmp_path / name) as recorded, phone(hub, t=now()) as device, \
             phone(hub, device='other', t=now()) as other:
-        start = round(now()) - 2
+        start = round(now()) - 2.0
         device.say(*[{'t': start + n / 1000, 's': {'light': n}} for n in range(200)])
         other.say(t=start, s={'accel': [1, 2, 3]})
         wait_until(lambda: len(recorded()) == 203, 'the records')

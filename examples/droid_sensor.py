@@ -129,6 +129,9 @@ def sample_key(reading):
 # Sources
 ##############################################################################
 
+REPEAT = 2.0                  # seconds; a browser takes a sensor that says nothing for three for dead
+
+
 class SourceError(Exception):
     """A source cannot go on; the text is a sentence for the person in front of the screen."""
 
@@ -141,14 +144,14 @@ class Source:
     `wanted`, the names that --sensors gave, () for the usual ones;
     `simulated`, whether the readings are invented; `patience`, the seconds without a reading after which it hangs;
     `paced`, whether the source keeps the time itself instead of answering as often as it is asked;
-    `repeat`, the seconds after which a value that has not changed is read out again.
+    `repeat`, the seconds after which a value that has not changed is read out again, 0 if every value is read out.
     """
 
     name = 'source'
     simulated = False
     paced = False
     patience = 5.0
-    repeat = 2.0              # a browser takes a sensor that says nothing for three seconds for dead
+    repeat = 0.0
 
     def __init__(self):
         self.sensors = {}
@@ -428,6 +431,7 @@ class Sl4a(Source):
     """The sensors of a phone that runs this script under SL4A or QPython."""
 
     name = 'sl4a'
+    repeat = REPEAT
 
     def __init__(self, environ=os.environ):
         super().__init__()
@@ -651,6 +655,7 @@ class Termux(Source):
     """The sensors of a phone, through the one `termux-sensor` process that Termux:API can serve at a time."""
 
     name = 'termux'
+    repeat = REPEAT
     paced = True
     patience = 10.0
 
@@ -1046,6 +1051,7 @@ class Linux(Source):
     """The files below /sys and /proc of a board, a laptop or a router."""
 
     name = 'linux'
+    repeat = REPEAT
 
     def __init__(self, root='/'):
         super().__init__()
@@ -2233,7 +2239,8 @@ def push(address, source, rate, device, spool, trust, say, interruption):
     not want this device; KeyboardInterrupt ends it in order.
     """
     def describe(sensors, **more):
-        return hello_message(device, source.name, sensors, rate, id=spool.identity, simulated=source.simulated, **more)
+        return hello_message(device, source.name, sensors, rate, id=spool.identity, simulated=source.simulated,
+                             repeat=source.repeat, **more)
 
     outbox, session = Outbox(spool), None
     reader = Reader(source, rate, outbox)

@@ -171,6 +171,7 @@ class Playback:
             device = self._device(hello['device'])
             if device is not None:
                 device.simulated, device.rate = hello.get('simulated') is True, self._rate(hello)
+                device.repeat = hello['repeat'] / self._speed if is_number(hello.get('repeat')) else 0
                 device.sensors(sensors_of(hello.get('sensors'))[0])
         elif isinstance(marker, dict):
             self._hub.mark(clean(marker.get('text')), 'the recording')
@@ -264,7 +265,8 @@ def add_server_options(parser):
     parser.add_argument('--record', metavar='FILE', help='append all readings to a file: SQLite if its name ends in '
                         '.db, else JSON lines')
     parser.add_argument('--replay', metavar='FILE', help='show a recording instead of what this machine measures')
-    parser.add_argument('--speed', type=positive, default=1.0, metavar='N', help='N times as fast as it was (default: 1)')
+    parser.add_argument('--speed', type=positive, default=1.0, metavar='N',
+                        help='N times as fast as it was (default: 1)')
 
 
 def security_of(arguments, hosts):
@@ -314,7 +316,7 @@ def measures_motion(source):
 
 def read_into(hub, source, name, rate):
     """Return a Reader of a source, not started, whose readings go to a new device."""
-    device = hub.add(name, source.name, rate, source.simulated)
+    device = hub.add(name, source.name, rate, source.simulated, source.repeat)
     reader = Reader(source, rate, device)
     device.on_removed = lambda: reader.stop(0)
     return reader

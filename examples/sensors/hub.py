@@ -29,14 +29,15 @@ First message of every connection. `addresses` has what a phone can open first; 
 this page may know it. `now` is the server's clock when the message was made; see `time` for a better measure.
 
     {"hello": {"device": "pixel", "id": "9f2c51d07a3e", "source": "termux", "rate": 100, "simulated": false,
-               "own": false, "offset": -12.5, "state": "live", "since": 1763740000.1,
+               "repeat": 2.0, "own": false, "offset": -12.5, "state": "live", "since": 1763740000.1,
                "sensors": {"accel": {"unit": "m/s²", "axes": ["x", "y", "z"]}, "light": {"unit": "lx", "axes": []}}}}
 
 A device, new or changed (also: came back). `device` is its name, unique at each moment, and what all other messages
 call it. `id` is public, stable as long as the device or its phone keeps its own (secret) id, made from that: settings
-of the page (order, hidden) belong to it. `rate` is what the source wants to give, Hz. `own`: it is read by the
-server's own machine. `sensors` is complete: a sensor that is missing is gone; a sensor can appear in a reading before
-it is in a hello (unit and axes unknown then). `axes` [] is a single number.
+of the page (order, hidden) belong to it. `rate` is what the source wants to give, Hz, 0 if nobody knows. `repeat`: it
+gives a value only when that changes, and otherwise after so many seconds; 0 if it gives every value. `own`: it is read
+by the server's own machine. `sensors` is complete: a sensor that is missing is gone; a sensor can appear in a reading
+before it is in a hello (unit and axes unknown then). `axes` [] is a single number.
 
 `offset` is the device's clock minus the server's, ms; **readings are sent to pages on the server's clock already**,
 so that many devices stand on one axis; the device's own time of a reading is t + offset / 1000. How it is measured:
@@ -529,12 +530,13 @@ READING = 'reading'
 class Device:
     """What the pages know of one device, and its history. It is the listener of a Reader; any thread."""
 
-    def __init__(self, hub, name, source, rate, simulated=False, own=True, secret=None, address=''):
+    def __init__(self, hub, name, source, rate, simulated=False, repeat=0.0, own=True, secret=None, address=''):
         self.hub = hub
         self.name = name
         self.source = source
         self.rate = rate
         self.simulated = simulated
+        self.repeat = repeat
         self.own = own
         self.secret = secret or os.urandom(16).hex()
         self.id = hashlib.sha256(b'device ' + self.secret.encode('utf-8', 'replace')).hexdigest()[:12]
@@ -566,8 +568,9 @@ class Device:
     def hello(self):
         described = {name: {'unit': sensor.unit, 'axes': list(sensor.axes)} for name, sensor in self.described.items()}
         return {'hello': {'device': self.name, 'id': self.id, 'source': self.source, 'rate': self.rate,
-                          'simulated': self.simulated, 'own': self.own, 'offset': self.clock.milliseconds(),
-                          'state': self.state, 'since': round(self.since, 3), 'sensors': described}}
+                          'simulated': self.simulated, 'repeat': self.repeat, 'own': self.own,
+                          'offset': self.clock.milliseconds(), 'state': self.state, 'since': round(self.since, 3),
+                          'sensors': described}}
 
     # What a Reader says
 
@@ -625,7 +628,7 @@ class Device:
         if archive is None:
             return True
         hello = self.hello()['hello']
-        hello = {member: hello[member] for member in ('device', 'source', 'rate', 'simulated', 'sensors')}
+        hello = {member: hello[member] for member in ('device', 'source', 'rate', 'simulated', 'repeat', 'sensors')}
         if hello != self.recorded:
             self.recorded = hello
             archive.take({'t': time.time(), 'hello': hello})
@@ -848,6 +851,8 @@ class Session:
             name = name_of(hello['device'], 'device')
             device = self.device = self.hub.welcome(name, secret, self.address, connection)
         device.source, device.rate, device.simulated = source, rate, simulated
+        repeat = hello.get('repeat')
+        device.repeat = float(repeat) if is_number(repeat) and 0 <= repeat <= LONGEST_SILENCE else 0.0
         if is_number(hello.get('t')) and abs(hello['t']) < LATEST:
             device.clock.arrived(hello['t'], time.time())
         sensors, left_out = sensors_of(hello.get('sensors'))
@@ -1435,10 +1440,10 @@ class Hub:
 
     # Devices
 
-    def add(self, name, source, rate, simulated=False):
+    def add(self, name, source, rate, simulated=False, repeat=0.0):
         """Return a new Device of our own machine."""
         with self.lock:
-            return self._add(name_of(name, 'device'), source, rate, simulated)
+            return self._add(name_of(name, 'device'), source, rate, simulated, repeat)
 
     def _add(self, name, *details, **more):
         if len(self.devices) >= MAX_DEVICES:

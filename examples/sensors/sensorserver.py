@@ -291,9 +291,12 @@ class Station:
 
     @property
     def routes(self):
-        """Return {path: handler of a connection}."""
-        return {'/sensor/connect': self.one, '/sensors/connect': self.several, '/gps': self.gps,
-                '/touchscreen': self.touchscreen}
+        """Return {path: class of its connections}."""
+        paths = {'/sensor/connect': kind_of, '/sensors/connect': kinds_of, '/gps': lambda query: [LOCATION],
+                 '/touchscreen': lambda query: [TOUCH]}
+        return {path: type('StationListener', (StationListener,), {'station': self, 'wanted': staticmethod(wanted),
+                                                                   'tells_type': wanted is kinds_of})
+                for path, wanted in paths.items()}
 
     @property
     def pages(self):
@@ -319,61 +322,20 @@ class Station:
         with self._lock:
             self._devices.pop(device, None)
 
-    def one(self, ws):
-        """Handle /sensor/connect?type=TYPE."""
-        kind = ws.request.query.get('type')
-        if kind is None:
-            ws.close(PARAMETER_MISSING, '<type> param required')
-        elif not kind:
-            ws.close(NONE_SPECIFIED, 'No sensor specified')
-        else:
-            self._serve(ws, [kind.lower()], tell_type=False)
-
-    def several(self, ws):
-        """Handle /sensors/connect?types=["TYPE","TYPE"]."""
-        text = ws.request.query.get('types')
-        if text is None:
-            return ws.close(PARAMETER_MISSING, '<Types> parameter required')
-        try:
-            kinds = json.loads(text)
-        except (ValueError, RecursionError):
-            kinds = None
-        if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-            return ws.close(INVALID_JSON, reason_of('Syntax error : %s is not valid JSON array' % text))
-        if len(kinds) == 1:
-            return ws.close(TOO_FEW, 'At least two sensor types must be specified')
-        if not kinds:
-            return ws.close(NONE_SPECIFIED, ' No sensor specified')
-        self._serve(ws, [kind.lower() for kind in kinds], tell_type=True)
-
-    def gps(self, ws):
-        """Handle /gps."""
-        self._serve(ws, [LOCATION], tell_type=False)
-
-    def touchscreen(self, ws):
-        """Handle /touchscreen."""
-        self._serve(ws, [TOUCH], tell_type=False)
-
-    def _serve(self, ws, kinds, tell_type):
-        """Let a connection listen until it goes; it is closed if no device has what it asks for."""
+    def enter(self, ws, kinds, tells_type):
+        """Let a connection hear these types of a device; return which device, Refused if none has all of them."""
         device, missing = self._device(ws.request.query.get('device'), kinds)
         if missing is not None:
-            return ws.close(SENSOR_NOT_FOUND, reason_of('sensor of type %s not found' % missing))
+            raise Refused(SENSOR_NOT_FOUND, 'sensor of type %s not found' % missing)
         with self._lock:
-            full = len(self._listeners) >= MAX_LISTENERS
-            if not full:
-                self._listeners[ws] = device, frozenset(kinds), tell_type
-        if full:
-            return ws.close(1013, 'there are %d listeners already' % MAX_LISTENERS)
-        try:
-            for message in ws:
-                if LOCATION in kinds and isinstance(message, str) and message.lower() == 'getlastknownlocation':
-                    self._tell_last_location(ws, device)
-        except minws.ConnectionClosed:
-            pass
-        finally:
-            with self._lock:
-                self._listeners.pop(ws, None)
+            if len(self._listeners) >= MAX_LISTENERS:
+                raise Refused(1013, 'there are %d listeners already' % MAX_LISTENERS)
+            self._listeners[ws] = device, frozenset(kinds), tells_type
+        return device
+
+    def leave(self, ws):
+        with self._lock:
+            self._listeners.pop(ws, None)
 
     def _device(self, wanted, kinds):
         """Return (the device that has all kinds, None), or (None, the first kind that none has)."""
@@ -388,12 +350,14 @@ class Station:
                     missing = lacking[0]
         return None, missing
 
-    def _tell_last_location(self, ws, device):
+    def last_location(self, device):
+        """Return the message that tells where a device was last, None if nobody knows."""
         with self._lock:
             last = dict(self._devices.get(device, {}))
-        if LOCATION in last:
-            fix = gps_message(last[LOCATION][0], {sensor: values for sensor, (_, values) in last.items()})
-            ws.send(json.dumps(dict(fix, lastKnowLocation=True)))
+        if LOCATION not in last:
+            return None
+        fix = gps_message(last[LOCATION][0], {sensor: values for sensor, (_, values) in last.items()})
+        return dict(fix, lastKnowLocation=True)
 
     def listed(self, request):
         """Return the answer to GET /sensors: each sensor with its name and type."""
@@ -406,6 +370,57 @@ class Station:
         host = request.headers.get('Host', '')
         port = host.rpartition(':')[2]
         return json_response({'portNo': int(port) if port.isdigit() else 80})
+
+
+class StationListener(minws.WebSocket):
+    """The connection of a program; a subclass of it has the `station` and what its path means."""
+
+    station = None
+    tells_type = False
+    wanted = None             # function of a query -> [type]; Refused
+    device = None
+
+    def opened(self):
+        try:
+            self.kinds = self.wanted(self.request.query)
+            self.device = self.station.enter(self, self.kinds, self.tells_type)
+        except Refused as refused:
+            self.close(refused.code, reason_of(refused.reason))
+
+    def received_message(self, message):
+        if self.device is not None and LOCATION in self.kinds and str(message).lower() == 'getlastknownlocation':
+            last = self.station.last_location(self.device)
+            if last is not None:
+                self.send(json.dumps(last))
+
+    def closed(self, code, reason=None):
+        self.station.leave(self)
+
+
+def kind_of(query):
+    """Return [the type] in the address /sensor/connect?type=TYPE."""
+    if 'type' not in query:
+        raise Refused(PARAMETER_MISSING, '<type> param required')
+    if not query['type']:
+        raise Refused(NONE_SPECIFIED, 'No sensor specified')
+    return [query['type'].lower()]
+
+
+def kinds_of(query):
+    """Return the types in the address /sensors/connect?types=["TYPE","TYPE"]."""
+    if 'types' not in query:
+        raise Refused(PARAMETER_MISSING, '<Types> parameter required')
+    try:
+        kinds = json.loads(query['types'])
+    except (ValueError, RecursionError):
+        kinds = None
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise Refused(INVALID_JSON, 'Syntax error : %s is not valid JSON array' % query['types'])
+    if len(kinds) == 1:
+        raise Refused(TOO_FEW, 'At least two sensor types must be specified')
+    if not kinds:
+        raise Refused(NONE_SPECIFIED, ' No sensor specified')
+    return [kind.lower() for kind in kinds]
 
 
 def json_response(value):

@@ -1523,7 +1523,7 @@ def test_readings_are_recorded_with_who_took_them(hub, tmp_path):
         wait_until(lambda: len(recorded()) == 5, 'the marker')
         first, *readings, marker = recorded()
         assert first['hello'] == {'device': 'pixel', 'source': 'termux', 'rate': 5, 'simulated': False,
-                                  'sensors': SENSORS}
+                                  'repeat': 0, 'sensors': SENSORS}
         assert readings == [{'t': stamp, 'd': 'pixel', 's': {'light': 7}} for stamp in stamps]
         assert marker['marker'] == {'text': 'second run', 'by': '127.0.0.1'}
 

@@ -459,6 +459,27 @@ def test_rate_is_compared_with_what_was_promised_and_drops_are_counted(opened):
 
 
 @needs_browser
+def test_a_value_that_did_not_change_for_a_while_is_no_hole(opened):
+    now = time.time()
+    begin = now - 9
+    times = [begin + n * 0.1 for n in range(90) if not (20 <= n < 40 or 50 <= n < 85)]
+    told = hello(sensors={'n': ('m', [])})
+    told['hello']['repeat'] = 2
+    page, _ = opened(info(), told, history(*(reading(t, n=1 + n % 2) for n, t in enumerate(times))), READY)
+    page.wait_for('story.ready')
+    page.evaluate('show(10, %r)' % now)
+    page.wait_for('Number.isFinite(%s.x(%r))' % (chart_of('n'), now))
+    page.evaluate(DRAWN)
+
+    def ink(first, last):
+        return page.evaluate(INK % (chart_of('n'), begin + first * 0.1 + 0.05, begin + last * 0.1 - 0.05))
+
+    assert ink(21, 39) > 10
+    assert ink(51, 84) == 0                      # longer than it says the same without saying so
+
+
+
+@needs_browser
 def test_history_is_shown_after_a_reload_without_holes_or_doubles(opened):
     now = time.time()
     past = [reading(now - 60 + n / 20, n=n) for n in range(1200)]

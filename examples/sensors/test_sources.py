@@ -370,7 +370,7 @@ def alive(pid):
 ##############################################################################
 
 def test_a_value_that_has_not_changed_is_told_again_only_after_a_while():
-    source = Source()
+    source = Linux()
     assert source.changed({'a': [1.0], 'b': [1.0]}) == {'a': [1.0], 'b': [1.0]}
     assert source.changed({'a': [1.0], 'b': [2.0]}) == {'b': [2.0]}
     source.repeat = 0

@@ -6,7 +6,8 @@ On the phone, with this file and minws.py in one directory:
     python3 droid_sensor.py ws://192.168.1.5:9000/push
 
 On the computer whose address that is: `python3 -m examples.sensors`. The readings of a phone that loses its network
-appear again when the network does; of each sensor the newest value is sent, never a backlog.
+appear again when the network does: of each sensor the newest value at once, and all of them, each once, to a server
+that records.
 
 The sources are found in this order, or named with --source:
 

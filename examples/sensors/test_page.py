@@ -478,7 +478,6 @@ def test_a_value_that_did_not_change_for_a_while_is_no_hole(opened):
     assert ink(51, 84) == 0                      # longer than it says the same without saying so
 
 
-
 @needs_browser
 def test_history_is_shown_after_a_reload_without_holes_or_doubles(opened):
     now = time.time()

@@ -134,11 +134,13 @@ class Stuck(Source):
 
 
 def test_reader_keeps_the_rate_without_drift():
-    with read(Slow(), rate=50, patience=0.3) as listener:
+    with read(Slow(), rate=50) as listener:
         events = [listener.events.get(timeout=DEADLINE) for _ in range(50)]
-    assert {kind for kind, *_ in events} == {'reading'}  # which nobody took for hanging, either
-    period = (events[-1][1] - events[0][1]) / 49
-    assert abs(period - 0.02) < 0.0015  # sleeping a period after each reading would make it 0.024
+    assert {kind for kind, *_ in events} == {'reading'}
+    stamps = [event[1] for event in events]
+    assert (stamps[-1] - stamps[0]) / 49 > 0.019
+    # On a busy machine some stretches take longer. Sleeping a period after each reading would make all of them 0.024.
+    assert min(later - stamp for stamp, later in zip(stamps, stamps[9:])) / 9 < 0.022
 
 
 def test_reader_stamps_with_seconds_since_1970():
@@ -500,8 +502,8 @@ def test_termux_without_its_app_is_named_with_a_hint(termux, mode):
 
 def test_termux_garbage_is_named(termux):
     termux.mode('garbage')
-    with read(Termux(), patience=0.5) as listener:
-        assert 'PNG' in listener.next('trouble')
+    with read(Termux(), patience=1.0) as listener:
+        wait_until(lambda: 'PNG' in listener.next('trouble'), 'the garbage')     # once it was quick enough to say it
 
 
 def test_termux_without_sensors_is_named(termux):

@@ -310,7 +310,9 @@ def test_sl4a_drops_a_sensor_with_missing_values(phone):
 def test_sl4a_reads_gyroscope_and_battery_of_a_phone_that_has_them(phone):
     phone.answers.update(readSensors=FULL, sensorsReadGyroscope=[0.5, 0.25, -0.125],
                          readBatteryData={'status': 3, 'level': 81, 'voltage': 4123, 'temperature': 305})
-    with read(Sl4a(phone.environ())) as listener:
+    source = Sl4a(phone.environ())
+    source.repeat = 0
+    with read(source) as listener:
         assert listener.next_with('gyro') == [0.5, 0.25, -0.125]
         assert listener.next_with('battery') == [81.0]
         assert listener.next_with('battery voltage') == [pytest.approx(4.123)]

@@ -46,14 +46,16 @@ __version__ = '1.0.0'
 __all__ = [
     'BinaryMessage', 'CLOSE_TIMEOUT', 'CloseControlMessage', 'ConcurrencyError', 'ConnectionClosed',
     'ConnectionClosedError', 'ConnectionClosedOK', 'DeflateFrame', 'EPollPoller', 'EchoWebSocket', 'Extension', 'Frame',
-    'FrameTooLargeException', 'HandshakeError', 'Headers', 'Heartbeat', 'InvalidBytesError', 'KQueuePoller', 'Message',
+    'FrameTooLargeException', 'HandshakeError', 'Headers', 'Heartbeat', 'InvalidBytesError', 'InvalidHandshake',
+    'InvalidHeader', 'InvalidHeaderFormat', 'InvalidHeaderValue', 'InvalidMessage', 'InvalidProxy', 'InvalidProxyStatus',
+    'InvalidStatus', 'InvalidStatusCode', 'InvalidURI', 'InvalidUpgrade', 'KQueuePoller', 'Message', 'NegotiationError',
     'OPCODE_BINARY', 'OPCODE_CLOSE', 'OPCODE_CONTINUATION', 'OPCODE_PING', 'OPCODE_PONG', 'OPCODE_TEXT',
-    'PerMessageDeflate', 'PingControlMessage', 'PollPoller', 'PongControlMessage', 'ProtocolException', 'Request',
-    'Response', 'ScriptedSocket', 'SelectPoller', 'Server', 'State', 'Stream', 'StreamClosed',
-    'TextFrameEncodingException', 'TextMessage', 'UnsupportedFrameTypeException', 'Utf8Validator', 'WebSocket',
+    'PayloadTooBig', 'PerMessageDeflate', 'PingControlMessage', 'PollPoller', 'PongControlMessage', 'ProtocolError',
+    'ProtocolException', 'ProxyError', 'Request', 'Response', 'ScriptedSocket', 'SecurityError', 'SelectPoller',
+    'Server', 'State', 'Stream', 'StreamClosed', 'TextFrameEncodingException', 'TextMessage', 'UnsupportedFrameTypeException', 'Utf8Validator', 'WebSocket',
     'WebSocketBaseClient', 'WebSocketClient', 'WebSocketException', 'WebSocketManager', 'WS_KEY', 'WS_VERSION',
-    'accept', 'apply_mask', 'basic_auth', 'configure_logger', 'connect', 'format_addresses', 'pair', 'reconnect', 'serve',
-    'unix_connect', 'unix_serve']
+    'accept', 'apply_mask', 'basic_auth', 'configure_logger', 'connect', 'format_addresses', 'pair', 'reconnect',
+    'serve', 'unix_connect', 'unix_serve']
 
 
 ########################################################################################################################
@@ -147,12 +149,57 @@ class StreamClosed(WebSocketException):
 class HandshakeError(WebSocketException):
     """The opening handshake failed: ``status`` and ``headers`` (pairs) are to be answered, with HTTP.
 
-    On a client ``response`` is the Response that was refused, or None.
+    On a client ``response`` is the Response that was refused, or None; status and headers are those of it.
     """
 
     def __init__(self, msg, status=400, headers=(), response=None):
         WebSocketException.__init__(self, msg)
         self.status, self.headers, self.response = status, headers, response
+        if response is not None:
+            self.status, self.headers = response.status_code, response.headers
+
+
+class InvalidURI(HandshakeError, ValueError):
+    """This is no URL of a WebSocket, or of a proxy."""
+
+
+class InvalidMessage(HandshakeError):
+    """What the server sent is no answer in HTTP, or it closed the connection instead of one."""
+
+
+class InvalidStatus(HandshakeError):
+    """The server answered with another status than 101: ``response`` has the headers, and a body of at most 64 KiB."""
+
+    def __init__(self, response):
+        said, plain = '', response.headers.get('Content-Type', '').startswith('text/plain')
+        if plain and response.body.strip():
+            said = ': ' + quote(response.body.decode('utf-8', 'replace').strip())
+        HandshakeError.__init__(self, 'the server answered %d %s%s' % (
+            response.status_code, quote(response.reason_phrase), said), response=response)
+        self.status_code = self.status
+
+
+class InvalidHeader(HandshakeError):
+    """The server answered with 101, but the headers that accept a WebSocket are missing or wrong."""
+
+
+class NegotiationError(HandshakeError):
+    """The server chose a subprotocol or extensions that were not offered."""
+
+
+class ProxyError(HandshakeError):
+    """The proxy did not connect us; ``response`` is its answer."""
+
+
+class SecurityError(HandshakeError):
+    """Going on would not be safe: a redirect that is not followed, or a certificate that is not the pinned one."""
+
+
+# the names that programs written for the library websockets catch
+InvalidHandshake, InvalidStatusCode = HandshakeError, InvalidStatus
+InvalidProxy, InvalidProxyStatus = InvalidURI, ProxyError
+InvalidUpgrade = InvalidHeaderFormat = InvalidHeaderValue = InvalidHeader
+ProtocolError, PayloadTooBig = ProtocolException, FrameTooLargeException
 
 
 class ConcurrencyError(WebSocketException):
@@ -572,34 +619,42 @@ def fragments(chunks, binary=None, eager=False):
     follows; else one is held back, so that the last is the final one. No chunks, no frames. TypeError for anything
     else, and for both kinds in one message; ValueError for what is not UTF-8; and what *chunks* raises.
     """
-    utf8 = Utf8Validator() if binary is False else None
     count = len(chunks) if isinstance(chunks, (list, tuple)) else None
-    kind = held = None
+    first, held = True, None
     try:
-        for number, chunk in enumerate(chunks, 1):
-            opcode, data = _sendable(chunk, None if utf8 and not isinstance(chunk, str) else binary)
-            if utf8 and opcode == OPCODE_BINARY:
-                opcode = OPCODE_TEXT
-            if opcode is None or kind not in (None, opcode):
-                raise TypeError('the fragments of a message are all str or all bytes')
-            if utf8 and not (utf8.validate(data)[0] and (number != count or not utf8.state)):
-                raise ValueError('text is not UTF-8, or ends inside a character')
-            frame, before, kind = (opcode if kind is None else OPCODE_CONTINUATION, data), held, opcode
-            held = None if eager or count else frame
+        for number, (opcode, data) in enumerate(_alike(chunks, count, binary), 1):
+            frame, before = (opcode if first else OPCODE_CONTINUATION, data), held
+            first, held = False, None if eager or count else frame
             if before is not None:
                 yield before + (False,)
             if held is None:
                 yield frame + (number == count,)
-        if utf8 and utf8.state:
-            raise ValueError('text ends inside a character')
     except Exception:
         if held is not None:        # it has begun, whether it is out or not
             yield held + (False,)
         raise
     if held is not None:
         yield held + (True,)
-    elif kind is not None and not count:
+    elif not first and not count:
         yield OPCODE_CONTINUATION, b'', True
+
+
+def _alike(chunks, count, binary):
+    """Yield (opcode, payload) for each of *chunks*, *count* or an unknown number (None); see fragments()."""
+    utf8 = Utf8Validator() if binary is False else None
+    kind = None
+    for number, chunk in enumerate(chunks, 1):
+        opcode, data = _sendable(chunk, None if utf8 and not isinstance(chunk, str) else binary)
+        if utf8 and opcode == OPCODE_BINARY:
+            opcode = OPCODE_TEXT
+        if opcode is None or kind not in (None, opcode):
+            raise TypeError('the fragments of a message are all str or all bytes')
+        if utf8 and not (utf8.validate(data)[0] and (number != count or not utf8.state)):
+            raise ValueError('text is not UTF-8, or ends inside a character')
+        kind = opcode
+        yield opcode, data
+    if utf8 and utf8.state:
+        raise ValueError('text ends inside a character')
 
 
 ########################################################################################################################
@@ -829,7 +884,7 @@ class Stream:
     __slots__ = ('always_mask', 'expect_masking', 'extensions', 'sharing', 'plain', 'raw', 'paused', 'ended', 'closing',
                  '_facade', '_rsv', '_watched', '_kept', '_pos', '_first',
                  '_key', '_remaining', '_whole', '_opcode', '_coded', '_payload', '_space', '_pieces', '_size',
-                 '_fragments', '_utf8', '_budget', '__dict__')
+                 '_fragments', '_utf8', 'budget', '__dict__')
     max_size, max_fragment = MAX_SIZE, UNLIMITED
 
     def __init__(self, always_mask=False, expect_masking=True):
@@ -852,7 +907,7 @@ class Stream:
         self._whole = None          # a bytearray of it, if it must be there as a whole: control, coded and raw frames
         self._coded = False         # extensions decode the message in progress
         self._space = 0             # the size of a BytesIO that is its _payload
-        self._budget = 0            # bytes of messages that receive() may still return
+        self.budget = 0            # bytes of messages that receive() may still return
         self._begin_message()
 
     def _begin_message(self):
@@ -919,9 +974,10 @@ class Stream:
         """Parse *data* (bytes, or None), after what was left over, and return the events in it, at most *limit*.
 
         It also pauses after the message that makes *size* bytes full (None: max_size): a little input may inflate to
-        very much. Events are messages (TextMessage and BinaryMessage, or if ``plain`` str, bytes and Fragments), control messages,
-        and at most one WebSocketException, the last of all. More may be waiting: see ``paused``.
+        very much. Events are messages (TextMessage and BinaryMessage, or if ``plain`` str, bytes and Fragments),
+        control messages, and at most one WebSocketException, the last of all. More may be waiting: see ``paused``.
         """
+        # hot: 0.5 us of each message, and all of it for one that is short
         events, pos, paused = [], 0, False
         if self._kept:
             if data:
@@ -933,7 +989,7 @@ class Stream:
         lengths, head = (_MASKED_LENGTHS, 6) if masked else (_PLAIN_LENGTHS, 2)
         special = self.raw or self._watched or self.max_size < 125 or self.max_fragment < 125
         idle = self._first is None and not self._opcode and not special
-        self._budget = self.max_size if size is None else size
+        self.budget = self.max_size if size is None else size
         try:
             while pos < end and len(events) < limit:
                 first = data[pos]
@@ -968,7 +1024,7 @@ class Stream:
                 pos = stop
                 if self.ended:
                     end = pos
-                if self._budget <= 0:
+                if self.budget <= 0:
                     limit = 0
                 idle = self._first is None and not self._opcode and not special
         except (WebSocketException, UnicodeDecodeError) as error:
@@ -1071,7 +1127,7 @@ class Stream:
             frame = Frame(opcode, bytes(whole), None, first >> 7, first >> 6 & 1, first >> 5 & 1, first >> 4 & 1)
             frame = self._decode(frame) if opcode < OPCODE_CLOSE else frame
             if self.raw:
-                self._budget -= len(frame.body)
+                self.budget -= len(frame.body)
                 events.append(frame)
                 return
             self._append(frame.body, first & 0x80)
@@ -1119,7 +1175,7 @@ class Stream:
     def _finish(self):
         """Return the message that is complete, and be ready for the next."""
         payload, pieces, text, utf8 = self._collected(), self._pieces, self._opcode == OPCODE_TEXT, self._utf8
-        self._budget -= self._size
+        self.budget -= self._size
         self._begin_message()
         if utf8 is not None and utf8.state != Utf8Validator.UTF8_ACCEPT:
             raise TextFrameEncodingException('text ends inside a character')
@@ -1367,9 +1423,10 @@ class Headers:
 
 
 class Request:
-    """A request: ``method target headers body`` (bytes), and from these ``path``, not decoded, ``query``, ``cookies``.
+    """A request: ``method target headers body`` (bytes), and what is in these.
 
-    The latter are dicts of str, where the last of equal names wins.
+    ``path`` is the whole target, with its query, as it came; ``pathname`` what stands before the question mark, not
+    decoded: compare this. ``query`` and ``cookies`` are dicts of str, where the last of equal names wins.
     """
     __slots__ = ('method', 'target', 'headers', 'body')     # a server keeps one for each connection
 
@@ -1379,6 +1436,10 @@ class Request:
 
     @property
     def path(self):
+        return self.target
+
+    @property
+    def pathname(self):
         return self.target.partition('?')[0]
 
     @property
@@ -1396,38 +1457,98 @@ class Request:
 
 
 class Response:
-    """An answer: ``status_code reason_phrase headers body`` (bytes). *reason_phrase* None is the usual one."""
-    __slots__ = ('status_code', 'reason_phrase', 'headers', 'body')
+    """An answer: ``status_code reason_phrase headers body``. *reason_phrase* None is the usual one.
 
-    def __init__(self, status_code, reason_phrase=None, headers=None, body=b''):
-        if not isinstance(body, _BYTES):
-            raise TypeError('the body of a response is bytes, not %s' % type(body).__name__)
-        self.status_code, self.body = int(status_code), bytes(body)
+    Two arguments are the status and the body: str (plain text), bytes-like, dict (JSON), or what leaves in pieces and
+    is closed at its end: an iterable of bytes-like, each sent at once, or a binary file. *gzip*: compress it for who
+    accepts that.
+    """
+    __slots__ = ('status_code', 'reason_phrase', 'headers', 'body', 'gzip')
+
+    def __init__(self, status_code, reason_phrase=None, headers=None, body=None, *, gzip=False):
+        if headers is None and body is None:
+            reason_phrase, body = None, reason_phrase
+        kind, self.status_code, self.gzip = None, int(status_code), gzip
+        if isinstance(body, str):
+            kind, body = 'text/plain; charset=utf-8', body.encode()
+        elif isinstance(body, dict):
+            from json import dumps
+            kind, body = 'application/json', dumps(body, allow_nan=False).encode()      # no browser reads NaN
+        elif not hasattr(body, '__iter__') and body is not None:
+            raise TypeError('a body is str, bytes, dict or an iterable of bytes, not %s' % type(body).__name__)
+        self.body = bytes(body or b'') if body is None or isinstance(body, _BYTES) else body
         self.reason_phrase = REASONS.get(self.status_code, '') if reason_phrase is None else reason_phrase
         self.headers = headers if isinstance(headers, Headers) else Headers(headers)
+        if kind is not None and 'Content-Type' not in self.headers:
+            plain = [('Content-Type', kind), ('X-Content-Type-Options', 'nosniff')]
+            self.headers = Headers(self.headers.items() + plain)
+
+    @property
+    def length(self):
+        """Bytes of the body; None if nobody knows yet."""
+        if isinstance(self.body, bytes):
+            return len(self.body)
+        return int(self.headers['Content-Length']) if is_number(self.headers.get('Content-Length', ''), 18) else None
+
+    def pieces(self):
+        """Return an iterator of the body."""
+        if isinstance(self.body, bytes):
+            return iter((self.body,))
+        return iter(lambda: self.body.read(READ_SIZE), b'') if hasattr(self.body, 'read') else iter(self.body)
 
     def build(self, with_body=True):
-        """Return the whole answer as bytes; without the body for the method HEAD."""
+        """Return the whole answer as bytes; only its head for the method HEAD, or if the body comes in pieces."""
         status, headers = self.status_code, self.headers
         if not 100 <= status <= 999:
             raise ValueError('status %d' % status)
         if status >= 200:
             headers = Headers(headers)
-            headers['Content-Length'] = str(len(self.body))
+            if self.length is None:
+                headers['Transfer-Encoding'] = 'chunked'
+            elif status not in (204, 304):      # RFC 9110 8.6
+                headers['Content-Length'] = str(self.length)
             headers['Connection'] = 'close'
-        if status == 204:       # RFC 9110 8.6
-            del headers['Content-Length']
         line = 'HTTP/1.1 %d %s' % (status, check_field(self.reason_phrase, 'reason phrase'))
-        return build_head(line, headers) + (self.body if with_body else b'')
+        return build_head(line, headers) + (self.body if with_body and isinstance(self.body, bytes) else b'')
+
+    def compressed(self, request):
+        """Return what leaves instead if compression was asked for: a Response in gzip, if the *request* accepts it."""
+        headers, body = Headers(self.headers), self.body
+        headers['Vary'] = 'Accept-Encoding'
+        for element in request.headers.elements('Accept-Encoding'):
+            coding, _, quality = element.replace(' ', '').lower().partition(';q=')
+            if coding == 'gzip' and (not quality or quality.strip('0.')):
+                del headers['Content-Length']
+                headers['Content-Encoding'] = 'gzip'
+                body = _compressed(self)
+                break
+        return Response(self.status_code, self.reason_phrase, headers, body)
+
+    def close(self):
+        """Close what the body comes from."""
+        close = getattr(self.body, 'close', None)
+        if close is not None:
+            close()
 
     def __repr__(self):
         return '<Response %d %s>' % (self.status_code, quote(self.reason_phrase))
 
 
+def _compressed(response):
+    """Yield the body of *response* in gzip, each piece so that it can be read at once."""
+    from zlib import Z_SYNC_FLUSH, compressobj
+    try:
+        pack = compressobj(wbits=31)
+        for piece in response.pieces():
+            yield pack.compress(piece) + pack.flush(Z_SYNC_FLUSH)
+        yield pack.flush()
+    finally:
+        response.close()
+
+
 def text_response(status, text, headers=()):
     """Return a plain text Response. Nothing of the peer is in it: a browser must not find markup there."""
-    plain = [('Content-Type', 'text/plain; charset=utf-8'), ('X-Content-Type-Options', 'nosniff')]
-    return Response(status, None, plain + list(headers), text.encode('utf-8'))
+    return Response(status, None, list(headers), text)
 
 
 def build_head(start_line, headers):
@@ -1516,6 +1637,20 @@ def unquote(text):
     return decoded.decode('utf-8', 'replace')
 
 
+def check_pathname(pathname):
+    """Raise HandshakeError 404 unless *pathname* is canonical: what has two spellings would get past a guard by one.
+
+    It has no empty segment but the last, no '.' or '..', no backslash, and escapes only what needs it, in capital
+    letters (RFC 3986 6.2.2), as UTF-8, and no slash, backslash or control character.
+    """
+    segments, escapes = pathname[1:].split('/'), [part[:2] for part in pathname.split('%')[1:]]
+    needless = [octet for octet in escapes if len(octet) < 2 or octet.strip(_DIGITS + 'ABCDEF')
+                or octet < '20' or octet == '7F' or chr(int(octet, 16)) in _ALPHANUMERIC + '-._~/\\']
+    if (needless or '' in segments[:-1] or '.' in segments or '..' in segments or '\\' in pathname
+            or '\ufffd' in unquote(pathname)):
+        raise HandshakeError('there is nothing at this path', 404)
+
+
 def has_token(headers, name, token):
     """Tell whether *token* (lower case) is an element of the header *name*, and not a part of one, 4.2.1."""
     return token in [element.lower() for element in headers.elements(name)]
@@ -1556,6 +1691,14 @@ def check_upgrade(request):
         raise HandshakeError('Sec-WebSocket-Key is not 16 bytes in base64')
 
 
+class Refusal(HandshakeError):
+    """Who may not come in: *field*, the name of a header, tells the log who it was."""
+
+    def __init__(self, msg, status, field):
+        HandshakeError.__init__(self, msg, status)
+        self.field = field
+
+
 def check_host(request, hosts='local'):
     """Raise HandshakeError 421 unless the Host is one of *hosts* (names; None: any), or local, against DNS rebinding.
 
@@ -1565,16 +1708,19 @@ def check_host(request, hosts='local'):
     local = ('.' not in host or ':' in host or host.count('.') == 3 and not host.strip(_DIGITS + '.')
              or host.endswith(('.localhost', '.local', '.lan', '.home.arpa', '.internal')))
     if not local and hosts is not None and (hosts == 'local' or host not in [name.lower() for name in hosts]):
-        raise HandshakeError('this host name is not served here; the argument hosts= of serve() allows names', 421)
+        raise Refusal('this host name is not served here; the argument hosts= of serve() allows names', 421, 'Host')
 
 
 def check_origin(request, origins='same'):
     """Raise HandshakeError 403 unless the Origin is allowed, RFC 6455 10.2.
 
     *origins* is 'same' (host and port as in Host; who sends none is no browser, and passes), None for any, or a list of
-    exact strings, compiled patterns that match the whole, and None, which stands for no Origin.
+    exact strings, compiled patterns that match the whole, and None, which stands for no Origin. A browser that sends
+    none may still say with Sec-Fetch-Site that a foreign page asks.
     """
     origin = request.headers.get('Origin')
+    if origin is None and request.headers.get('Sec-Fetch-Site') in ('cross-site', 'same-site'):
+        origin = 'null'
     if origins == 'same':
         scheme, _, theirs = (origin or '').lower().partition('://')
         ours, default = request.headers['Host'].lower(), {'http': ':80', 'https': ':443'}.get(scheme)
@@ -1583,7 +1729,7 @@ def check_origin(request, origins='same'):
         good = origins is None or any(origin is not None and allowed.fullmatch(origin) if hasattr(allowed, 'fullmatch')
                                       else origin == allowed for allowed in origins)
     if not good:
-        raise HandshakeError('this origin may not connect; the argument origins= of serve() allows others', 403)
+        raise Refusal('this origin may not connect; the argument origins= of serve() allows others', 403, 'Origin')
 
 
 def parse_extensions(headers):
@@ -1677,23 +1823,30 @@ def check_response(response, key, subprotocols=(), extensions=()):
     headers = response.headers
     chosen = headers.get('Sec-WebSocket-Protocol')
     if response.status_code != 101:
-        wrong = 'the server answered %d %s' % (response.status_code, quote(response.reason_phrase))
-    elif (headers.get('Upgrade', '').lower() != 'websocket' or not has_token(headers, 'Connection', 'upgrade')
-          or headers.get('Sec-WebSocket-Accept') != accept_key(key)):
-        wrong = 'the answer lacks Upgrade: websocket, Connection: Upgrade, or the right Sec-WebSocket-Accept'
-    elif chosen is not None and chosen not in subprotocols:
-        wrong = 'the server chose a subprotocol that was not offered'
-    else:
+        raise InvalidStatus(response)
+    if (headers.get('Upgrade', '').lower() != 'websocket' or not has_token(headers, 'Connection', 'upgrade')
+            or headers.get('Sec-WebSocket-Accept') != accept_key(key)):
+        raise InvalidHeader('the answer lacks Upgrade: websocket, Connection: Upgrade, or the right '
+                            'Sec-WebSocket-Accept', response=response)
+    if chosen is not None and chosen not in subprotocols:
+        raise NegotiationError('the server chose a subprotocol that was not offered', response=response)
+    try:
         return chosen, confirm_extensions(headers, extensions)
-    raise HandshakeError(wrong, response=response)
+    except HandshakeError as error:
+        raise NegotiationError(str(error), response=response)
+
+
+def percent_encoded(text):
+    """Return *text* in ASCII: what is beyond it as percent escapes of its UTF-8."""
+    return ''.join([chr(octet) if octet < 127 else '%%%02X' % octet for octet in text.encode()])
 
 
 def parse_uri(uri):
-    """Split a *uri* into (scheme, host, port, resource, (user, password) or None), RFC 6455 3; ValueError.
+    """Split a *uri* into (scheme, host, port, resource, (user, password) or None), RFC 6455 3; InvalidURI.
 
     With ws+unix the host is a path and the port None.
     """
-    wrong = ValueError('this is no ws://, wss:// or ws+unix:// URL without fragment and spaces: %s' % quote(uri))
+    wrong = InvalidURI('this is no ws://, wss:// or ws+unix:// URL without fragment and spaces: %s' % quote(uri))
     scheme, _, rest = uri.partition('://')
     scheme = scheme.lower()
     if not rest or scheme not in ('ws', 'wss', 'ws+unix', 'wss+unix') or '#' in uri or '\x7f' in uri or min(uri) <= ' ':
@@ -1701,15 +1854,15 @@ def parse_uri(uri):
     if scheme.endswith('+unix'):
         return scheme, rest, None, '/', None
     authority = rest.partition('/')[0].partition('?')[0]
-    resource = ''.join([chr(octet) if octet < 127 else '%%%02X' % octet for octet in rest[len(authority):].encode()])
+    resource = percent_encoded(rest[len(authority):])
     userinfo, at, authority = authority.rpartition('@')
     try:
         host, port = parse_host(authority if max(authority, default='') <= '~' else authority.encode('idna').decode())
     except (HandshakeError, ValueError, LookupError):       # the codec idna is not everywhere
         raise wrong
-    if port == 0:
+    user, _, password = percent_encoded(userinfo).partition(':')
+    if port == 0 or '\ufffd' in unquote(user + ':' + password):    # RFC 7617 has no way to send what is not UTF-8
         raise wrong
-    user, _, password = userinfo.partition(':')
     return (scheme, host, port or (443 if scheme == 'wss' else 80), resource if resource[:1] == '/' else '/' + resource,
             (unquote(user), unquote(password)) if at else None)
 
@@ -1721,7 +1874,9 @@ def host_header(scheme, host, port):
 
 
 def basic_credentials(user, password):
-    """Return the value of Authorization for HTTP basic authentication, RFC 7617."""
+    """Return the value of Authorization for HTTP basic authentication, RFC 7617; ValueError for a colon in *user*."""
+    if ':' in user:
+        raise ValueError('a user name has no colon, which ends it: %s' % quote(user))
     return 'Basic ' + _base64(('%s:%s' % (user, password)).encode('utf-8'))
 
 
@@ -1890,9 +2045,10 @@ def wait_ready(fd, events, timeout=None):
 class Loop:
     """Go round: wait for ready sockets, give each entry its turn, run the clocks. One thread runs it.
 
-    An entry has ``fd``, its descriptor; ``events`` (READ, WRITE, both or 0), what it waits for; ``due`` (monotonic), when
-    its ``tick(now)`` is to be called; and what serve() of a subclass calls, between ``_serving = entry`` and turn_over().
-    No lock is held while an entry has its turn. A subclass that sets ``pending`` has share(), which sends it.
+    An entry has ``fd``, its descriptor; ``events`` (READ, WRITE, both or 0), what it waits for; ``due`` (monotonic),
+    when its ``tick(now)`` is to be called; and what serve() of a subclass calls, between ``_serving = entry`` and
+    turn_over(). No lock is held while an entry has its turn. A subclass that sets ``pending`` has share(), which sends
+    it.
     """
     pending = None          # a manager's broadcast that leaves at the end of this round
 
@@ -1990,6 +2146,7 @@ class Loop:
 
     def go_round(self):
         """Wait, and give everything that is ready its turn."""
+        # hot: with one connection 1.5 us of each message above the system call
         timeout = self._next - time.monotonic()
         if timeout <= 0:
             self.run_clocks(time.monotonic())
@@ -2130,7 +2287,8 @@ class Latest:
 class Turn:
     """A fragmented message in progress: the ``owner`` (thread id) sends it, and nothing else is encoded meanwhile.
 
-    ``behind`` holds what others sent without waiting, unencoded: (frames, message) with frames [(opcode, payload, fin)].
+    ``behind`` holds what others sent without waiting, unencoded: (frames, message) with frames [(opcode, payload,
+    fin)].
     """
     __slots__ = ('owner', 'over', 'behind', 'size')
 
@@ -2149,9 +2307,9 @@ class Turn:
 class Output:
     """All that waits to leave, in the order in which it does. The transport's lock is held for every change.
 
-    First what the kernel has taken in part (``chunk``), then ``frames``. When these are empty, and if ``more`` says that
-    there is more, Connection.emptied() goes on with the newest pong, the keyed messages as far as their window allows,
-    and the half-close. What was sent during another thread's fragmented message waits behind its ``turn``.
+    First what the kernel has taken in part (``chunk``), then ``frames``. When these are empty, and if ``more`` says
+    that there is more, Connection.emptied() goes on with the newest pong, the keyed messages as far as their window
+    allows, and the half-close. What was sent during another thread's fragmented message waits behind its ``turn``.
     """
     __slots__ = ('chunk', 'frames', 'queued', 'largest', 'written', 'due', 'cork', 'broken', 'more', 'pong', 'latest',
                  'turn', 'marks')
@@ -2502,8 +2660,8 @@ class PongWaiter:
 class Sender(Transport):
     """What may be sent, and in which order: whole messages, fragmented ones, keyed ones, control frames.
 
-    While a fragmented message is in progress (``output.turn``) nothing else is encoded on its stream but control frames:
-    other threads wait, loops and callbacks leave their messages behind the turn.
+    While a fragmented message is in progress (``output.turn``) nothing else is encoded on its stream but control
+    frames: other threads wait, loops and callbacks leave their messages behind the turn.
     """
     __slots__ = ('stream', 'driver', 'state', 'swift', 'close_sent', 'close_received', 'dropped', 'sender_waits')
 
@@ -2597,7 +2755,7 @@ class Sender(Transport):
             if full:
                 self.drop()
                 raise self.closed_error()
-            turn.over.wait()
+            turn.over.wait(TURN)
 
     def _put_message(self, frames, message=None):
         self.sender_waits = self.driver.eager and sum(len(data) for _, data, _ in frames) > WRITE_SOFT
@@ -2615,11 +2773,12 @@ class Sender(Transport):
 
         An exception of the iterable fails the connection with 1011 once a part is out: it must never look whole.
         """
-        if not self._take_turn():
-            return self.send(list(fragments))
-        begun = False
+        turn, output, begun = Turn(), self.output, False
         try:
+            if not self._take_turn(turn):
+                return self.send(list(fragments))
             for opcode, data, fin in fragments:
+                begun = True
                 with self.lock:
                     self.check_open()
                     self.put_frame(opcode, data, fin)
@@ -2632,26 +2791,27 @@ class Sender(Transport):
                 self.fail(WebSocketException('fragmented message was given up', 1011))
             raise
         finally:
-            self._end_turn()
+            if output.turn is turn:     # first of all: a signal handler may raise at any call
+                output.turn = None
+                self._end_turn(turn)
 
-    def _take_turn(self):
+    def _take_turn(self, mine):
         """Begin a fragmented message, once no other is in progress; False if this thread must not wait for that."""
         while True:
             with self.lock:
                 self.check_open()
                 turn = self.output.turn
                 if turn is None:
-                    self.output.turn = Turn()
+                    self.output.turn = mine
                     self.choose_path()
                     return True
                 if turn.owner == threading.get_ident() or not self.driver.may_wait():
                     return False
-            turn.over.wait()
+            turn.over.wait(TURN)
 
-    def _end_turn(self):
+    def _end_turn(self, turn):
         """The fragmented message is over: let go what waited behind it, in its order."""
         with self.lock:
-            turn, self.output.turn = self.output.turn, None
             self.choose_path()
             try:
                 if self.close_sent is None and self.state < DRAINING and self.sock is not None:
@@ -2712,8 +2872,8 @@ class Sender(Transport):
     def put_pong(self, data):
         """Answer a ping. The lock is held.
 
-        The one place where a pong is dropped: the peer's close frame has come; or output is stuck, and then a newer pong
-        replaces the one that waits (RFC 6455 5.5.3).
+        The one place where a pong is dropped: the peer's close frame has come; or output is stuck, and then a newer
+        pong replaces the one that waits (RFC 6455 5.5.3).
         """
         output = self.output
         if self.close_received is None and self.state < DRAINING and self.sock is not None:
@@ -2729,7 +2889,7 @@ class Sender(Transport):
             self.put(self.encode(OPCODE_PONG, data))
 
     def send_frame(self, frame):
-        """Send a copy of *frame*, encoded by the extensions, and masked if this end masks; see WebSocket.send_frame()."""
+        """Send a copy of *frame*, encoded by the extensions, and masked if this end masks. See WebSocket."""
         copy = Frame(frame.opcode, frame.body, None, frame.fin, frame.rsv1, frame.rsv2, frame.rsv3)
         copy.build()            # raises for what is no frame
         while True:
@@ -2738,7 +2898,7 @@ class Sender(Transport):
                 turn = self.output.turn
                 if turn is None or turn.owner == threading.get_ident() or copy.opcode >= OPCODE_CLOSE:
                     return self._put_copy(copy)
-            turn.over.wait()
+            turn.over.wait(TURN)
 
     def _put_copy(self, frame):
         code = struct.unpack('!H', frame.body[:2])[0] if len(frame.body) > 1 else 1005
@@ -2768,30 +2928,31 @@ class Sender(Transport):
 class Connection(Sender):
     """One end of a connection: what is answered, and when it ends.
 
-    | state      | means                   | is sent                  | input is              | ends with               |
-    |------------|-------------------------|--------------------------|-----------------------|-------------------------|
-    | CONNECTING | the opening handshake   | the handshake            | the handshake's       | success: OPEN; failure, |
-    |            |                         |                          |                       | abort, deadline: CLOSED |
-    | OPEN       |                         | everything               | parsed, handed over   | a close frame, ours or  |
-    |            |                         |                          |                       | the peer's: CLOSING; an |
-    |            |                         |                          |                       | error: DRAINING; end of |
-    |            |                         |                          |                       | file, abort, peer gone: |
-    |            |                         |                          |                       | CLOSED                  |
-    | CLOSING    | one close frame is out, | what was sent before it; | parsed, handed over,  | both close frames, or   |
-    |            | or in (recv_frame only) | the close frame that     | until the peer's      | an error: DRAINING; end |
-    |            |                         | answers; pongs until the | close frame           | of file, abort,         |
-    |            |                         | peer's has come          |                       | deadline: CLOSED        |
-    | DRAINING   | all is said             | what was sent before     | read and thrown away, | end of file, abort,     |
-    |            |                         |                          | lest TCP resets       | deadline: CLOSED        |
-    | CLOSED     | whoever reads closes    | nothing                  |                       |                         |
-    |            | the descriptor          |                          |                       |                         |
+    | state      | means                 | is sent                  | input is              | ends with            |
+    |------------|-----------------------|--------------------------|-----------------------|----------------------|
+    | CONNECTING | the opening handshake | the handshake            | the handshake's       | success: OPEN;       |
+    |            |                       |                          |                       | failure, abort,      |
+    |            |                       |                          |                       | deadline: CLOSED     |
+    | OPEN       |                       | everything               | parsed, handed over   | a close frame, ours  |
+    |            |                       |                          |                       | or the peer's:       |
+    |            |                       |                          |                       | CLOSING; an error:   |
+    |            |                       |                          |                       | DRAINING; end of     |
+    |            |                       |                          |                       | file, abort: CLOSED  |
+    | CLOSING    | one close frame is    | what was sent before it; | parsed, handed over,  | both close frames,   |
+    |            | out, or in (only with | the close frame that     | until the peer's      | an error: DRAINING;  |
+    |            | recv_frame)           | answers; pongs until the | close frame           | end of file, abort,  |
+    |            |                       | peer's has come          |                       | deadline: CLOSED     |
+    | DRAINING   | all is said           | what was sent before     | read and thrown away, | end of file, abort,  |
+    |            |                       |                          | lest TCP resets       | deadline: CLOSED     |
+    | CLOSED     | whoever reads closes  | nothing                  | not read              |                      |
+    |            | the descriptor        |                          |                       |                      |
 
     A server, or who failed the connection, ends TCP first: in DRAINING it shuts down for writing when all is written,
     and waits DRAIN_TIMEOUT; a client with both close frames waits close_timeout for the server to do so (7.1.1). A
     failed write is no state: ``output.broken``; what has arrived is still handed over.
     """
-    __slots__ = ('begun', 'told', 'latency', '_pings', '_deadline', '_beat_due', '_ping_due', '_ping_next', '_ping_data', '_ping_end',
-                 '_heard', '_seen_written')
+    __slots__ = ('begun', 'told', 'latency', '_pings', '_deadline', '_beat_due', '_ping_due', '_ping_next',
+                 '_ping_data', '_ping_end', '_heard', '_seen_written')
 
     carries_messages = True
 
@@ -2961,6 +3122,12 @@ class Connection(Sender):
     def hidden_input(self):
         """Tell whether there is input that no poller sees: in a parser that has paused, or inside TLS."""
         return self.stream is not None and self.stream.paused is True or self.tls and Transport.hidden_input(self)
+
+    def see_to_hidden_input(self):
+        """Ask the loop for another turn if there is input that no poller sees."""
+        loop = self.loop
+        if loop is not None and self.hidden_input():
+            loop.again(self)
 
     def process(self, data):
         """Feed *data* to the stream and act on what is in it; return False when the connection is over.
@@ -3260,11 +3427,10 @@ class CallbackDriver(Driver):
         """Read once and act on what came; return False when the connection is over."""
         connection, output, stream = self.connection, self.connection.output, self.connection.stream
         try:
-            if connection.loop is None and connection.real and not self._await_input():
-                return connection.state != CLOSED
-            if output.chunk is not None and self._is_stuck():
-                return True         # who does not take our replies is not read
-            if connection.state == CLOSED or connection.sock is None:
+            if (connection.loop is None and connection.real and not self._await_input()
+                    or output.chunk is not None and self._is_stuck()):
+                return connection.state != CLOSED       # who does not take our replies is not read
+            if connection.state == CLOSED:
                 return False
             if stream is not None and stream.paused is True:
                 more = connection.process(None)
@@ -3274,8 +3440,8 @@ class CallbackDriver(Driver):
         except (OSError, TypeError) as error:
             self.websocket.unhandled_error(error)
             return False
-        if more and (connection.tls or stream.paused) and connection.loop is not None and connection.hidden_input():
-            connection.loop.again(connection)
+        if more and (connection.tls or stream.paused):
+            connection.see_to_hidden_input()
         return more
 
     once = turn         # what a loop or run() calls
@@ -3356,30 +3522,24 @@ class OverriddenDriver(CallbackDriver):
 class Role:
     """What one thread has at a time, and gives back whatever happens: the reader's role of a blocking connection.
 
-    A *token* is an object of the caller's, fresh for each try. To be used in one ``try: take() ... finally:
-    give_back()``: then even the exception of a signal handler between two instructions leaves nothing taken, which no
-    lock achieves whose acquire() does not wait.
+    A *token* is an object of the caller's, fresh for each try; the first in ``line`` has the role, the others are about
+    to withdraw. It is always given back by ``finally: if token in line: line.remove(token)``, before any other call:
+    then even the exception of a signal handler between two instructions leaves nothing taken, which no lock achieves
+    whose acquire() does not wait.
     """
     __slots__ = ('line', 'waiters')
 
     def __init__(self):
-        self.line = []         # tokens; the first one has the role, the others are about to withdraw
-        self.waiters = []      # locks of threads that wait for it
+        self.line = []
+        self.waiters = []       # locks of threads that wait for it
 
     def take(self, token):
         """Return whether the role is ours now."""
         self.line.append(token)
         return self.line[0] is token
 
-    def give_back(self, token):
-        """Give the role back, if we have it, and let the others try for it."""
-        if token in self.line:
-            self.line.remove(token)
-        if self.waiters:
-            self.wake()
-
     def wake(self):
-        """Let those who wait try again."""
+        """Let those who wait try again: after giving back, and when there is room again in a full queue."""
         while self.waiters:
             try:
                 self.waiters.pop().release()
@@ -3387,22 +3547,21 @@ class Role:
                 break
 
     def wait(self, timeout):
-        """Wait until the role may be free, at most *timeout* seconds (None: for ever)."""
+        """Wait until the role may be free, at most *timeout* seconds."""
         waiter = threading.Lock()
         waiter.acquire()
         self.waiters.append(waiter)
-        if not self.line:          # it was given back before we stood in line
+        if not self.line:           # it was given back before we stood in line
             self.wake()
-        waiter.acquire(True, -1 if timeout is None else timeout)
-        try:
+        waiter.acquire(True, timeout)
+        if waiter in self.waiters:
             self.waiters.remove(waiter)
-        except ValueError:          # it was woken
-            pass
 
     def hold(self, token):
         """Take the role, waiting for it; for those who know that nobody has it for long."""
         while not self.take(token):
-            self.give_back(token)
+            self.line.remove(token)
+            self.wake()
             self.wait(TURN)
 
 
@@ -3428,35 +3587,41 @@ class Inbox:
         return self.full or count > 0 and self.brought - self.taken > 2 * largest
 
 
-class BlockingDriver(Driver):
-    """Whoever calls recv(): received messages wait in a queue, callbacks for the handler's thread.
+class Calls:
+    """The calls of a user's methods that wait for the handler's thread: (name, args); ``running``: it is inside one."""
+    __slots__ = ('waiting', 'running')
 
-    recv(), close() and those who wait for a pong share one pump: whoever has the reader's ``role`` reads, and alone may
-    close the descriptor. What wakes recv() is this: the pump's own poll, or the end of another thread's turn as reader.
-    A close or an error that comes behind messages which nobody has taken yet stands behind them, as the ``verdict``: it
-    takes effect when they are taken, or when the keeper finds the handler absent.
+    def __init__(self):
+        self.waiting = deque()
+        self.running = False
+
+    def later(self, name, *args):
+        """Have the method *name* called when the handler's thread calls us next."""
+        if len(self.waiting) < MAX_QUEUE:       # a handler that never calls us must not make them pile up
+            self.waiting.append((name, args))
+
+
+class PumpDriver(Driver):
+    """Who reads a blocking connection: whoever has the reader's ``role``; he alone may close the descriptor.
+
+    recv(), close() and those who wait for a pong share this one pump, and the keeper uses it while nobody does. A close
+    or an error that comes behind messages which nobody has taken yet stands behind them, as the ``verdict``: it takes
+    effect when they are taken, or when the keeper finds the handler absent.
     """
-    __slots__ = ('inbox', 'messages', 'raw', 'partly', 'receiving', 'role', 'poll', 'attended', 'absent', 'verdict',
-                 'calls', 'calling', '_websocket')
+    __slots__ = ('inbox', 'messages', 'role', 'poll', 'attended', 'absent', 'verdict', '_websocket')
     idle_events = 0         # the keeper watches only who is not attended
-    limited, eager = False, True
 
     def __init__(self, websocket, connection):
         from weakref import ref
         self.connection = connection
-        self._websocket = ref(websocket)        # who forgets a connection ends it: see keep()
+        self._websocket = ref(websocket)    # who forgets a connection ends it: see keep()
         self.inbox = Inbox(websocket.max_queue)
         self.messages = self.inbox.messages
-        self.raw = None                         # whether recv_frame() is used or recv(), once one was
-        self.partly = None                      # what recv_streaming() left: 'rest' is to be skipped, 'stop' for ever
-        self.receiving = threading.Lock()       # held by recv(): two at once are an error
         self.role = Role()
-        self.attended = True                    # somebody read since the keeper's last turn
-        self.absent = 0                         # the keeper's turns since then
+        self.attended = True                # somebody read since the keeper's last turn
+        self.absent = 0                     # the keeper's turns since then
         self.verdict = None
-        self.calls = deque()                    # callbacks that wait for the handler's thread: (name, args)
-        self.calling = False                    # it is inside one
-        self.poll = None                        # for the one descriptor, kept: 0.4 us to make and register
+        self.poll = None                    # for the one descriptor, kept: 0.4 us to make and register
         if connection.real and hasattr(select, 'poll'):
             self.poll = select.poll()
             self.poll.register(connection.fd, select.POLLIN)
@@ -3465,224 +3630,10 @@ class BlockingDriver(Driver):
     def websocket(self):
         return self._websocket()
 
-    def begin(self, loop):
-        """Make the connection a blocking one, which *loop*, the keeper, looks after; call opened()."""
-        connection = self.connection
-        connection.stream.plain = True
-        connection.output.marks = None
-        connection.events = 0
-        connection.begin(loop)
-        loop.look_after(connection)
-        self.later('opened')
-        self.run_calls()
-
-    # What a connection asks
-
     def is_full(self):
         """Tell whether no more may be received."""
         stream = self.connection.stream
         return stream is None or self.inbox.is_full(stream.max_size)
-
-    def take(self, stream, data):
-        """Feed *data* to the *stream*; queue the messages in it, as many as there is room for, and answer the rest."""
-        inbox = self.inbox
-        count, size = inbox.high - len(self.messages), 2 * stream.max_size - (inbox.brought - inbox.taken)
-        self.handle(stream.receive(data, max(1, count), max(1, size)))
-
-    def handle(self, events):
-        """Queue the messages of a batch of *events*, and answer what needs no receiver."""
-        connection, inbox, messages = self.connection, self.inbox, self.messages
-        for event in events:
-            kind = event.__class__
-            if kind is str or kind is bytes or kind is Fragments:
-                if connection.close_sent is None or len(messages) < inbox.high:
-                    messages.append(event)
-                    inbox.brought += len(event)
-                    if len(messages) >= inbox.high:
-                        inbox.full = True
-            elif messages and connection.close_sent is None and (isinstance(event, WebSocketException)
-                                                                 or event.opcode == OPCODE_CLOSE):
-                self.verdict = event
-            else:
-                connection.answer(event)
-
-    def pinged(self, ping):
-        """A ping has come: nothing is called for it on a blocking connection."""
-
-    def ponged(self, pong):
-        """A pong has come: the handler's thread is told of it."""
-        self.later('ponged', pong)
-
-    def reading(self):
-        """Tell whether we read all that the peer sends."""
-        return not self.is_full() and self.verdict is None
-
-    def may_wait(self):
-        """Tell whether this thread may wait for another one: not inside a callback."""
-        return not self.calling and threading.get_ident() not in _driving
-
-    def while_stuck(self):
-        loop = self.connection.loop
-        if loop is not None:        # the peer may wait for us to read, or for its pong
-            loop.watch(self.connection, READ | WRITE)
-
-    def expect_pongs(self):
-        loop = self.connection.loop
-        if loop is not None:
-            loop.watch(self.connection, READ | self.connection.events)
-
-    def await_event(self, event, timeout):
-        """Wait for *event* at most *timeout* seconds (None: for ever), reading meanwhile."""
-        self.pump_until(event.is_set, timeout)
-
-    def close_connection(self):
-        """Cut the connection: whoever reads it closes the socket."""
-        self.connection.abort()
-
-    # Callbacks: opened, ponged and closed, in the handler's thread
-
-    def later(self, name, *args):
-        """Have the user's method *name* called when the handler's thread calls us next."""
-        if len(self.calls) < MAX_QUEUE:         # a handler that never calls us must not make them pile up
-            self.calls.append((name, args))
-
-    def run_calls(self, last=False):
-        """Make the calls that wait; closed() once all is received, or if *last*."""
-        if self.calling:
-            return
-        self.calling = True
-        try:
-            while self.calls:
-                name, args = self.calls.popleft()
-                self.call(name, *args)
-            websocket = self.websocket
-            if self.connection.loop is None and (last or not self.messages) and websocket is not None:
-                websocket.terminate()
-        finally:
-            self.calling = False
-
-    # Receiving
-
-    def to_frames(self):
-        """Return the driver for recv_frame(), which takes the place of this one."""
-        if self.receiving.locked():
-            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
-        connection, token = self.connection, object()
-        frames = FrameDriver.__new__(FrameDriver)
-        with self.receiving:
-            self.choose(True)
-            try:
-                self.role.hold(token)
-                for message in [self.messages.popleft() for _ in range(len(self.messages))]:
-                    parts = _as_fragments(message).frames()     # the keeper has been faster
-                    parts[-1].fin = 1
-                    self.messages.extend(parts)
-                if connection.stream is not None:
-                    self.messages.extend(connection.stream.become_raw())
-                self.inbox.brought = self.inbox.taken + sum(len(frame.body) for frame in self.messages)
-                for name in Driver.__slots__ + BlockingDriver.__slots__:
-                    setattr(frames, name, getattr(self, name))
-                connection.driver = frames
-                connection.stop_keepalive()     # nothing answers for the user, nor asks
-            finally:
-                self.role.give_back(token)
-        return frames
-
-    def choose(self, raw):
-        """The first recv(), or recv_frame() if *raw*, decides what the connection gives: messages or frames."""
-        if self.raw is not None:
-            raise ConcurrencyError('recv() and recv_frame() do not go together')
-        self.raw = raw
-
-    def recv(self, timeout=None, raw=False):
-        """Return the next message (str, bytes or Fragments) or, *raw*, the next Frame. See WebSocket.recv()."""
-        if self.receiving.locked():
-            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
-        # a with statement: no exception of a signal handler comes between acquiring and releasing
-        with self.receiving:
-            if self.raw is not raw:
-                self.choose(raw)
-            if self.partly is not None:
-                self._skip_rest(timeout)
-            if not self.messages:
-                self._await_message(timeout)
-            message = self.messages.popleft()
-            self.inbox.taken += len(message.body if raw else message)
-            if self.inbox.full:
-                self.role.wake()        # somebody may wait for room
-        if self.calls:
-            self.run_calls()
-        return message
-
-    def _await_message(self, timeout):
-        if not self.pump_until(self._has_news, timeout) and self.connection.loop is not None:
-            raise TimeoutError('no message in %s seconds' % timeout)
-        if not self.messages:
-            self.pump_until(self._is_over, DRAIN_TIMEOUT)
-            self.run_calls()
-            raise self.connection.closed_error()
-
-    def _has_news(self):
-        connection = self.connection
-        return self.messages or connection.close_received is not None or connection.state >= DRAINING
-
-    def _is_over(self):
-        return self.connection.loop is None
-
-    def recv_streaming(self, decode=None):
-        """Yield the next message as it arrives: see WebSocket.recv_streaming()."""
-        if self.receiving.locked():
-            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
-        with self.receiving:
-            if self.raw is not False:
-                self.choose(False)
-            if self.partly is not None:
-                self._skip_rest(None)
-            decoder, done = None, False
-            try:
-                while not done:
-                    done, part = self._next_part()
-                    self.partly = None if done else 'rest'
-                    if decoder is None and (part.text if decode is None else decode):
-                        decoder = codecs.getincrementaldecoder('utf-8')()
-                    for piece in part.pieces:
-                        yield piece if decoder is None else decoder.decode(piece)
-            except GeneratorExit:
-                self.partly = 'stop'
-                raise
-
-    def _next_part(self):
-        """Return (whether it is the end of the message, Fragments) of what comes next; ConnectionClosed."""
-        stream = self.connection.stream
-        self.pump_until(lambda: self._has_news() or stream is not None and stream.has_fragments)
-        part, token = None, object()
-        try:
-            while not self.messages and not self.role.take(token):      # a message may come before the role does
-                self.role.give_back(token)
-                self.role.wait(TURN)
-            if not self.messages and stream is not None:
-                part = stream.take_fragments()
-        finally:
-            self.role.give_back(token)
-        done = part is None
-        if done and not self.messages:
-            raise self.connection.closed_error()
-        if done:
-            part = self.messages.popleft()
-            self.inbox.taken += len(part)
-        return done, _as_fragments(part)
-
-    def _skip_rest(self, timeout):
-        """Skip what recv_streaming() left of its message when it raised. ConcurrencyError if it was abandoned."""
-        if self.partly == 'stop':
-            raise ConcurrencyError('recv_streaming() was abandoned before the end of its message')
-        if not self.messages and not self.pump_until(self._has_news, timeout):
-            raise TimeoutError('no message in %s seconds' % timeout)
-        if self.messages:
-            self.inbox.taken += len(self.messages.popleft())
-        self.partly = None
-
-    # The pump
 
     def pump_until(self, ready, timeout=None):
         """Read until *ready*() is true, the connection over, or *timeout* seconds gone; return ready().
@@ -3697,7 +3648,9 @@ class BlockingDriver(Driver):
                 if line[0] is token and (ready() or self._pump(timeout)):
                     stood_back = False
             finally:
-                role.give_back(token)
+                if token in role.line:
+                    role.line.remove(token)
+                role.wake()
             if ready():
                 return True
             if self.connection.loop is None:
@@ -3758,7 +3711,7 @@ class BlockingDriver(Driver):
 
         While large messages still leave to a peer that reads, it waits on: what was sent before close() arrives.
         """
-        if self.calling:
+        if self.calls.running:
             return
         connection, token = self.connection, object()
         if self.verdict is not None:
@@ -3766,7 +3719,9 @@ class BlockingDriver(Driver):
                 if self.role.take(token):
                     self._conclude()
             finally:
-                self.role.give_back(token)
+                if token in self.role.line:
+                    self.role.line.remove(token)
+                self.role.wake()
         timeout, written = self.setting('close_timeout'), -1
         timeout = None if timeout is None else timeout + DRAIN_TIMEOUT
         while connection.output.written > written and connection.state != CLOSED:
@@ -3783,7 +3738,7 @@ class BlockingDriver(Driver):
             self.pump_until(self._is_over, DRAIN_TIMEOUT)
 
     def keep(self, at_turn):
-        """The keeper's look: *at_turn* every TURN seconds, else because the socket is ready. Return the events to watch.
+        """The keeper's look: *at_turn* every TURN seconds, else because the socket is ready; return what to watch.
 
         | handler          | receive queue | verdict | what the keeper does            | waits for               |
         |------------------|---------------|---------|---------------------------------|-------------------------|
@@ -3806,29 +3761,264 @@ class BlockingDriver(Driver):
             self.attended = False
         connection.flush_waiting()
         latest = connection.output.latest
-        waiting = latest is not None and bool(latest.waiting)       # for the pongs that open the window
-        stuck = WRITE if connection.output.chunk is not None else 0
-        if (not self.absent if at_turn else self.attended) and connection.state != CLOSED and not waiting:
-            return stuck
-        token = object()
+        attends = not self.absent if at_turn else self.attended
+        if not attends or connection.state == CLOSED or latest is not None and latest.waiting:
+            watched = self._look()      # keyed messages wait for the pongs that open their window
+        else:
+            watched = 0
+        return watched | (WRITE if connection.output.chunk is not None else 0)
+
+    def _look(self):
+        """Do what keep() says for a handler that is absent or gone; return READ or 0."""
+        token, reads = object(), False
         try:
-            if not self.role.take(token):
-                return stuck
-            gone = self.websocket is None
-            if gone and connection.state < DRAINING:
-                self.messages.clear()
-                connection.fail(WebSocketException('nobody refers to this connection any more', 1001))
-            if self.absent or gone:
-                self._conclude()
-            open_ended = not self.is_full() or connection.close_sent is not None
-            if connection.loop is not None and (open_ended or connection.state == CLOSED):
-                self._pump()
-                if connection.loop is not None and connection.hidden_input() and not self.is_full():
-                    connection.loop.again(connection)
-            self.attended = False
+            if self.role.take(token):
+                reads = self._stand_in()
+                self.attended = False
         finally:
-            self.role.give_back(token)
-        return (READ if open_ended and self.verdict is None else 0) | stuck
+            self.role.line.remove(token)        # the keeper gets no signals
+            self.role.wake()
+        return READ if reads and self.verdict is None else 0
+
+    def _stand_in(self):
+        """Read once for the handler, whose role we have; return whether there was room for more."""
+        connection, gone = self.connection, self.websocket is None
+        if gone and connection.state < DRAINING:
+            self.messages.clear()
+            connection.fail(WebSocketException('nobody refers to this connection any more', 1001))
+        if self.absent or gone:
+            self._conclude()
+        room = not self.is_full() or connection.close_sent is not None
+        if connection.loop is not None and (room or connection.state == CLOSED):
+            self._pump()
+            if not self.is_full():
+                connection.see_to_hidden_input()
+        return room
+
+
+class BlockingDriver(PumpDriver):
+    """Whoever calls recv(): received messages wait in a queue, callbacks for the handler's thread.
+
+    What wakes recv() is this: the pump's own poll, or the end of another thread's turn as reader.
+    """
+    __slots__ = ('raw', 'partly', 'receiving', 'calls')
+    limited, eager = False, True
+
+    def __init__(self, websocket, connection):
+        PumpDriver.__init__(self, websocket, connection)
+        self.raw = None                     # whether recv_frame() is used or recv(), once one was
+        self.partly = None                  # what recv_streaming() left: 'rest' is to be skipped, 'stop' for ever
+        self.receiving = threading.Lock()   # held by recv(): two at once are an error
+        self.calls = Calls()
+
+    def begin(self, loop):
+        """Make the connection a blocking one, which *loop*, the keeper, looks after; call opened()."""
+        connection = self.connection
+        connection.stream.plain = True
+        connection.output.marks = None
+        connection.events = 0
+        connection.begin(loop)
+        loop.look_after(connection)
+        self.calls.later('opened')
+        self.run_calls()
+
+    # What a connection asks
+
+    def take(self, stream, data):
+        """Feed *data* to the *stream*; queue the messages in it, as many as there is room for, and answer the rest."""
+        inbox = self.inbox
+        count, size = inbox.high - len(self.messages), 2 * stream.max_size - (inbox.brought - inbox.taken)
+        self.handle(stream.receive(data, max(1, count), max(1, size)))
+
+    def handle(self, events):
+        """Queue the messages of a batch of *events*, and answer what needs no receiver."""
+        connection, inbox, messages = self.connection, self.inbox, self.messages
+        for event in events:
+            kind = event.__class__
+            if kind is str or kind is bytes or kind is Fragments:
+                if connection.close_sent is None or len(messages) < inbox.high:
+                    messages.append(event)
+                    inbox.brought += len(event)
+                    if len(messages) >= inbox.high:
+                        inbox.full = True
+            elif messages and connection.close_sent is None and (isinstance(event, WebSocketException)
+                                                                 or event.opcode == OPCODE_CLOSE):
+                self.verdict = event
+            else:
+                connection.answer(event)
+
+    def pinged(self, ping):
+        """A ping has come: nothing is called for it on a blocking connection."""
+
+    def ponged(self, pong):
+        """A pong has come: the handler's thread is told of it."""
+        self.calls.later('ponged', pong)
+
+    def reading(self):
+        """Tell whether we read all that the peer sends."""
+        return not self.is_full() and self.verdict is None
+
+    def may_wait(self):
+        """Tell whether this thread may wait for another one: not inside a callback."""
+        return not self.calls.running and threading.get_ident() not in _driving
+
+    def expect_pongs(self):
+        loop = self.connection.loop
+        if loop is not None:
+            loop.watch(self.connection, READ | self.connection.events)
+
+    while_stuck = expect_pongs      # the peer may wait for us to read, or for its pong
+
+    def await_event(self, event, timeout):
+        """Wait for *event* at most *timeout* seconds (None: for ever), reading meanwhile."""
+        self.pump_until(event.is_set, timeout)
+
+    def close_connection(self):
+        """Cut the connection: whoever reads it closes the socket."""
+        self.connection.abort()
+
+    # Callbacks: opened, ponged and closed, in the handler's thread
+
+    def run_calls(self, last=False):
+        """Make the calls that wait; then, at the end, closed(): once all is received, or if it is the *last* call."""
+        calls = self.calls
+        if calls.running:
+            return
+        calls.running = True
+        try:
+            while calls.waiting:
+                name, args = calls.waiting.popleft()
+                self.call(name, *args)
+            websocket = self.websocket
+            if self.connection.loop is None and (last or not self.messages) and websocket is not None:
+                websocket.terminate()
+        finally:
+            calls.running = False
+
+    # Receiving
+
+    def to_frames(self):
+        """Return the driver for recv_frame(), which takes the place of this one."""
+        if self.receiving.locked():
+            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
+        connection, token = self.connection, object()
+        frames = FrameDriver.__new__(FrameDriver)
+        with self.receiving:
+            self.choose(True)
+            try:
+                self.role.hold(token)
+                for message in [self.messages.popleft() for _ in range(len(self.messages))]:
+                    parts = _as_fragments(message).frames()     # the keeper has been faster
+                    parts[-1].fin = 1
+                    self.messages.extend(parts)
+                if connection.stream is not None:
+                    self.messages.extend(connection.stream.become_raw())
+                self.inbox.brought = self.inbox.taken + sum(len(frame.body) for frame in self.messages)
+                for name in Driver.__slots__ + PumpDriver.__slots__ + BlockingDriver.__slots__:
+                    setattr(frames, name, getattr(self, name))
+                connection.driver = frames
+                connection.stop_keepalive()     # nothing answers for the user, nor asks
+            finally:
+                if token in self.role.line:
+                    self.role.line.remove(token)
+                self.role.wake()
+        return frames
+
+    def choose(self, raw):
+        """The first recv(), or recv_frame() if *raw*, decides what the connection gives: messages or frames."""
+        if self.raw is not None:
+            raise ConcurrencyError('recv() and recv_frame() do not go together')
+        self.raw = raw
+
+    def recv(self, timeout=None, raw=False):
+        """Return the next message (str, bytes or Fragments) or, *raw*, the next Frame. See WebSocket.recv()."""
+        if self.receiving.locked():
+            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
+        # a with statement: no exception of a signal handler comes between acquiring and releasing
+        with self.receiving:
+            if self.raw is not raw:
+                self.choose(raw)
+            if self.partly is not None:
+                self._skip_rest(timeout)
+            if not self.messages:
+                self._await_message(timeout)
+            message = self.messages.popleft()
+            self.inbox.taken += len(message.body if raw else message)
+            if self.inbox.full:
+                self.role.wake()        # somebody may wait for room
+        if self.calls.waiting:
+            self.run_calls()
+        return message
+
+    def _await_message(self, timeout):
+        if not self.pump_until(self._has_news, timeout) and self.connection.loop is not None:
+            raise TimeoutError('no message in %s seconds' % timeout)
+        if not self.messages:
+            self.pump_until(self._is_over, DRAIN_TIMEOUT)
+            self.run_calls()
+            raise self.connection.closed_error()
+
+    def _has_news(self):
+        connection = self.connection
+        return self.messages or connection.close_received is not None or connection.state >= DRAINING
+
+    def _is_over(self):
+        return self.connection.loop is None
+
+    def recv_streaming(self, decode=None):
+        """Yield the next message as it arrives: see WebSocket.recv_streaming()."""
+        if self.receiving.locked():
+            raise ConcurrencyError('another thread is receiving, or recv_streaming() is not at its end')
+        with self.receiving:
+            if self.raw is not False:
+                self.choose(False)
+            if self.partly is not None:
+                self._skip_rest(None)
+            decoder, done = None, False
+            try:
+                while not done:
+                    done, part = self._next_part()
+                    self.partly = None if done else 'rest'
+                    if decoder is None and (part.text if decode is None else decode):
+                        decoder = codecs.getincrementaldecoder('utf-8')()
+                    for piece in part.pieces:
+                        yield piece if decoder is None else decoder.decode(piece)
+            except GeneratorExit:
+                self.partly = 'stop'
+                raise
+
+    def _next_part(self):
+        """Return (whether it is the end of the message, Fragments) of what comes next; ConnectionClosed."""
+        stream = self.connection.stream
+        self.pump_until(lambda: self._has_news() or stream is not None and stream.has_fragments)
+        part, token = None, object()
+        try:
+            while not self.messages and not self.role.take(token):      # a message may come before the role does
+                self.role.line.remove(token)
+                self.role.wait(TURN)
+            if not self.messages and stream is not None:
+                part = stream.take_fragments()
+        finally:
+            if token in self.role.line:
+                self.role.line.remove(token)
+            self.role.wake()
+        done = part is None
+        if done and not self.messages:
+            raise self.connection.closed_error()
+        if done:
+            part = self.messages.popleft()
+            self.inbox.taken += len(part)
+        return done, _as_fragments(part)
+
+    def _skip_rest(self, timeout):
+        """Skip what recv_streaming() left of its message when it raised. ConcurrencyError if it was abandoned."""
+        if self.partly == 'stop':
+            raise ConcurrencyError('recv_streaming() was abandoned before the end of its message')
+        if not self.messages and not self.pump_until(self._has_news, timeout):
+            raise TimeoutError('no message in %s seconds' % timeout)
+        if self.messages:
+            self.inbox.taken += len(self.messages.popleft())
+        self.partly = None
 
 
 class FrameDriver(BlockingDriver):
@@ -3971,6 +4161,8 @@ class WebSocket:
     close_timeout = CLOSE_TIMEOUT       # seconds; None: never
     max_queue = MAX_QUEUE
 
+    ends_quietly = False                # True: the loss of the connection only ends iteration, see reconnect()
+
     subprotocol = username = None
     path_args = {}
     _logger = None
@@ -4073,10 +4265,10 @@ class WebSocket:
 
         *binary* or *text* (bool) decide instead of the type: bytes sent as text must be UTF-8 (ValueError). Whole
         messages of several threads never mix. One leaves at once, or at the end of the callback that sent it. A
-        blocking connection, or run(), waits while more than 64 KiB are unsent, until the peer is dropped because it took
-        nothing for 10 s; under a manager nothing waits, and who lets 1 MiB wait is dropped. With a *key*, the latest
-        value wins: while the peer is slower than we are, a newer message replaces the one of the same key that waits,
-        and nothing blocks.
+        blocking connection, or run(), waits while more than 64 KiB are unsent, until the peer is dropped because it
+        took nothing for 10 s; under a manager nothing waits, and who lets 1 MiB wait is dropped. With a *key*, the
+        latest value wins: while the peer is slower than we are, a newer message replaces the one of the same key that
+        waits, and nothing blocks.
 
         The last item of a sequence is the final fragment. Of an iterator a blocking connection sends each item at once
         and ends with an empty fragment; elsewhere one item is held back, so that the last is the final one.
@@ -4084,6 +4276,7 @@ class WebSocket:
         ConnectionClosed if the connection is closed, TypeError for what cannot be sent; an iterable that raises or
         mixes types fails the connection with 1011.
         """
+        # hot: 0.5 us of each message that is answered
         connection = self._connection
         loop = connection.loop
         if loop is not None and loop.pending is not None:
@@ -4139,8 +4332,8 @@ class WebSocket:
     def close(self, code=1000, reason=''):
         """Begin the closing handshake, once; ValueError for a code that must not be sent or a reason over 123 bytes.
 
-        What was sent before leaves before the close frame; nothing is sent after it but pongs, until the peer's has come.
-        A blocking connection waits for its end, at most close_timeout (and 1 s for TCP); elsewhere, and inside
+        What was sent before leaves before the close frame; nothing is sent after it but pongs, until the peer's has
+        come. A blocking connection waits for its end, at most close_timeout (and 1 s for TCP); elsewhere, and inside
         callbacks, this sends and returns.
         """
         reason = _message_bytes(reason)
@@ -4254,21 +4447,31 @@ class WebSocket:
         connection.driver.await_room()
 
     def __iter__(self):
-        """Yield messages until the connection is closed with 1000, 1001 or no code; else ConnectionClosedError."""
+        """Iterate over messages until the connection is closed, with 1000, 1001 or no code; ConnectionClosedError.
+
+        Where ``ends_quietly`` is true, as it is with reconnect(), every end of the connection only ends this.
+        """
+        return self
+
+    def __next__(self):
+        """Return the next message, as recv() does."""
         try:
-            while True:
-                yield self.recv()
-        except ConnectionClosedOK:
-            return
+            return self.recv()
+        except ConnectionClosed as error:
+            if self.ends_quietly or isinstance(error, ConnectionClosedOK):
+                raise StopIteration from None
+            raise
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
+        lost = self.ends_quietly and isinstance(error, ConnectionClosed) and self.state is not State.OPEN
         if kind is None or self._connection.state == DRAINING:
             self.close()
         else:
             self.close(1011 if issubclass(kind, Exception) else 1001)
+        return lost
 
 
 _PUBLIC_STATES = (State.CONNECTING, State.OPEN, State.CLOSING, State.CLOSING, State.CLOSED)
@@ -4493,7 +4696,7 @@ class Broadcast:
 
 
 class Guest:
-    """The entry of an object that only looks like a WebSocket: it has ``sock``, ``once``, ``terminate`` and ``send``."""
+    """The entry of what only looks like a WebSocket: it has ``sock``, ``once()``, ``terminate()`` and ``send()``."""
     carries_messages = True
     events, due = READ, FOREVER
     swift, output, driver = False, None, None
@@ -4551,7 +4754,8 @@ class WebSocketManager(Loop, threading.Thread):
 
     def add(self, websocket):
         """Call the *websocket*'s opened(), and serve it from now on. ConcurrencyError if somebody else reads it."""
-        if websocket in self:
+        before = self.entries.get(websocket.sock.fileno())
+        if before is not None and before.carries_messages and before.websocket is websocket:
             return
         self.share()
         if not isinstance(websocket, WebSocket):
@@ -4576,7 +4780,7 @@ class WebSocketManager(Loop, threading.Thread):
             self.again(connection)
 
     def remove(self, websocket):
-        """Hand *websocket* back, when its turn in progress is over: it is served no more, and closed() is not called."""
+        """Hand *websocket* back when its turn in progress is over: it is served no more, closed() is not called."""
         for entry in self.peers():
             if entry.websocket is websocket:
                 self.share()
@@ -4694,16 +4898,59 @@ class WebSocketManager(Loop, threading.Thread):
 # gets one HTTP answer, and the connection ends.
 
 CONTENT_TYPES = {
-    'html': 'text/html', 'js': 'text/javascript', 'css': 'text/css', 'txt': 'text/plain', 'csv': 'text/csv',
+    'html': 'text/html', 'htm': 'text/html', 'js': 'text/javascript', 'mjs': 'text/javascript', 'css': 'text/css',
+    'txt': 'text/plain', 'log': 'text/plain', 'md': 'text/markdown', 'csv': 'text/csv', 'xml': 'text/xml',
     'json': 'application/json', 'webmanifest': 'application/manifest+json', 'wasm': 'application/wasm',
-    'svg': 'image/svg+xml', 'png': 'image/png', 'jpg': 'image/jpeg', 'gif': 'image/gif', 'ico': 'image/x-icon',
-    'woff2': 'font/woff2'}
+    'pdf': 'application/pdf', 'gz': 'application/gzip', 'zip': 'application/zip', 'svg': 'image/svg+xml',
+    'png': 'image/png', 'jpg': 'image/jpeg', 'jpeg': 'image/jpeg', 'gif': 'image/gif', 'webp': 'image/webp',
+    'ico': 'image/x-icon', 'woff2': 'font/woff2', 'mp3': 'audio/mpeg', 'mp4': 'video/mp4'}
+IN_A_THREAD = 0     # what Opening.run() yields where the loop must not be held
 
 
 def expect(good, wanted, value, error=TypeError):
     """Raise *error*, which says what is *wanted* and is not *value*, unless *good*."""
     if not good:
         raise error('%s, not %s' % (wanted, quote(value)))
+
+
+def page_response(answer, name, headers=()):
+    """Return the Response that a page's *answer* stands for: one, a dict (JSON), or str or bytes, of which *name* says
+    the type; None if it is None. TypeError, ValueError."""
+    if answer is None or isinstance(answer, Response):
+        return answer
+    if isinstance(answer, dict):
+        return Response(200, answer)
+    expect(isinstance(answer, (str,) + _BYTES), 'a page is str, bytes, dict or a Response', answer)
+    return Response(200, None, page_headers(name) + list(headers), answer)
+
+
+def page_headers(name):
+    """Return the header fields of a page of that *name*, which is asked for anew each time: 304 if it is as before."""
+    kind = CONTENT_TYPES.get(name.rpartition('.')[2].lower(), 'application/octet-stream')
+    return [('Content-Type', kind + '; charset=utf-8' if kind[:5] == 'text/' else kind), ('Cache-Control', 'no-cache'),
+            ('X-Content-Type-Options', 'nosniff')]
+
+
+def unless_known(request, tag, response):
+    """Return *response* with the ETag *tag*, or 304 if the *request* has that one already, RFC 9110 13.1.2."""
+    response.headers['ETag'] = tag = '"%s"' % tag
+    if not {tag, 'W/' + tag, '*'}.intersection(request.headers.elements('If-None-Match')):
+        return response
+    response.close()
+    del response.headers['Content-Length']
+    return Response(304, None, response.headers)
+
+
+def file_response(request, name):
+    """Return the Response that is the file *name*: in pieces if it is long. OSError."""
+    file = open(name, 'rb')
+    with closing(file):
+        about = os.fstat(file.fileno())
+        response = Response(200, None, page_headers(name) + [('Content-Length', str(about.st_size))], file)
+        if about.st_size <= READ_SIZE:
+            response.body = file.read(READ_SIZE)
+            file.close()
+    return unless_known(request, '%x-%x' % (about.st_mtime_ns, about.st_size), response)
 
 
 def match_route(pattern, path):
@@ -4719,15 +4966,18 @@ def match_route(pattern, path):
 
 
 def find_file(root, path):
-    """Return the name of *path* (decoded) in the directory *root*, or of the file *root*; '' if there is none."""
-    parts = [part for part in path.split('/') if part]
-    if any(part[0] == '.' for part in parts) or any(c in path for c in '\0\\:'):
-        return ''
-    root = os.path.realpath(root)
-    name = os.path.realpath(os.path.join(root, *parts))
-    if os.path.isdir(name):
-        name = os.path.realpath(os.path.join(name, 'index.html'))
-    return name if (name + os.sep).startswith(root.rstrip(os.sep) + os.sep) and os.path.isfile(name) else ''
+    """Return the real name of *path* (decoded) in the directory *root*, '' if there is none; OSError.
+
+    A name counts as the directory lists it: other file systems also know it in other letters, or with a dot behind.
+    """
+    name = root = os.path.realpath(root)
+    for part in path.split('/') if path else ():
+        if part[:1] in '.' or ':' in part or not os.path.isdir(name) or part not in os.listdir(name):
+            return ''
+        name = os.path.realpath(os.path.join(name, part))
+        if not name.startswith(root.rstrip(os.sep) + os.sep):
+            return ''
+    return name
 
 
 def basic_auth(realm='', credentials=None, check_credentials=None):
@@ -4893,9 +5143,13 @@ class Handshake(Transport):
 
 
 class Opening(Handshake):
-    """A server's opening handshake in progress, TLS included: ``succeeded`` when the ``made`` websocket is open."""
-    made = None
-    succeeded = False
+    """A server's opening handshake in progress, TLS included: ``succeeded`` when the ``made`` websocket is open.
+
+    What is no upgrade is answered, and over; a long answer counts among the connections, not the handshakes.
+    """
+    made = request = None
+    succeeded = admitted = False
+    asking = False          # a hook is being called, which nobody can end
 
     def __init__(self, server, sock, address=None):
         Handshake.__init__(self, sock, due_in(server.open_timeout))
@@ -4905,6 +5159,11 @@ class Opening(Handshake):
     def once(self):
         """Go on as far as possible; false when it is over."""
         events = None if self.aborted else next(self.steps, None)
+        if events == IN_A_THREAD:
+            self.loop.leave(self)
+            self.loop = None
+            self._server.start_thread(self)
+            return True
         if events is not None:
             self.watch(events)
         elif self.succeeded:
@@ -4921,7 +5180,7 @@ class Opening(Handshake):
 
     def terminate(self):
         """Close what is left of it."""
-        self._server.openings.pop(self, None)
+        self._server.dismiss(self)
         self.close()
         if self.made is not None and not self.succeeded:
             inside(self.made).end()
@@ -4936,14 +5195,12 @@ class Opening(Handshake):
                 head = yield from self.read_head()
                 response = yield from self._answer(parse_request(head))
             except HandshakeError as error:
-                # a plain GET and a health check are normal; the rest is a line
-                log = server.logger.debug if error.status in (404, 426) else server.logger.info
-                log('%s refused with %d: %s', quote(self.peer_address), error.status, quote(str(error)))
+                self._report(error)
                 response = text_response(error.status, '%s\n' % error, error.headers)
             accepted = response.status_code == 101
             if not accepted and server.server_header is not None and 'Server' not in response.headers:
                 response.headers['Server'] = server.server_header
-            yield from self.write(response.build(head[:5] != b'HEAD '))
+            yield from self._deliver(response, head[:5] != b'HEAD ' and response.status_code not in (204, 304))
             if not accepted:
                 yield from self._drain()
                 return
@@ -4951,6 +5208,83 @@ class Opening(Handshake):
             self.succeeded = opened(self.made, self)
         except (OSError, EOFError) as error:
             server.logger.debug('opening handshake with %s: %s', quote(self.peer_address), quote(str(error)))
+
+    def _report(self, error):
+        """Log a HandshakeError in one line: a warning is what the owner must know, and not more often than needed."""
+        cause, server, log = error.__cause__, self._server, self._server.logger.info
+        text = str(error if cause is None else cause)
+        if isinstance(error, Refusal):
+            text += ' (%s: %s)' % (error.field, self.request.headers.get(error.field, '-')[:100])
+            if server.is_news(text):
+                log = server.logger.warning
+        elif cause is not None:
+            log = server.logger.warning
+        elif error.status in (302, 404, 426, 500):      # a plain GET and a health check are normal, hooks told already
+            log = server.logger.debug
+        log('%s refused with %d: %s', quote(self.peer_address), error.status, quote(text))
+
+    def _deliver(self, response, with_body):
+        """Write a *response*: what is long in pieces, timed by progress."""
+        if not with_body or isinstance(response.body, bytes) and len(response.body) <= READ_SIZE and not response.gzip:
+            response.close()
+            yield from self.write(response.build(with_body))
+            return
+        generated = not isinstance(response.body, bytes) and not hasattr(response.body, 'read')
+        try:
+            self._admit(self.loop is not None and not generated)
+        except HandshakeError as error:
+            response.close()
+            self._report(error)
+            yield from self.write(text_response(error.status, '%s\n' % error).build())
+            return
+        if self.loop is not None and generated:
+            yield IN_A_THREAD
+        response = response.compressed(self.request) if response.gzip else response
+        try:
+            yield from self._write_steadily(response.build(with_body=False))
+            yield from self._write_pieces(response)
+        finally:
+            response.close()
+
+    def _write_pieces(self, response):
+        left, pieces = response.length, response.pieces()
+        while not self.output.broken:
+            try:
+                piece = self._ask('the body of a page', next, pieces, None,
+                                  right=lambda piece: piece is None or isinstance(piece, _BYTES))
+            except HandshakeError:
+                self.abort()
+                return
+            if piece is None:
+                break
+            if left is not None:            # a file that grows meanwhile is as long as was said
+                left -= len(piece)
+                yield from self._write_steadily(piece if left >= 0 else piece[:left])
+                if left <= 0:
+                    break
+            elif len(piece):
+                yield from self._write_steadily(b'%x\r\n%s\r\n' % (len(piece), piece))
+        if left is None and not self.output.broken:
+            yield from self._write_steadily(b'0\r\n\r\n')
+        elif left:                          # and one that shrinks must not look whole
+            self.abort()
+
+    def _write_steadily(self, data):
+        """Write *data*, as long as the peer takes some, and give others their turn."""
+        steps = self.write(data)
+        while True:
+            over = next(steps, None) is None
+            self.due = FOREVER
+            self.wake_at(min(self.output.due, due_in(WRITE_TIMEOUT)))
+            yield WRITE
+            if over:
+                return
+
+    def _admit(self, managed):
+        """Count among the connections from now on; HandshakeError 503 if there are as many as may be."""
+        if not self.admitted and not self._server.admit(self, managed):
+            raise HandshakeError('too many connections; the argument max_connections= of serve() says how many', 503)
+        self.admitted = True
 
     def _read_body(self, request):
         length = request.headers.get('Content-Length', '0')
@@ -4974,13 +5308,16 @@ class Opening(Handshake):
 
     def _answer(self, request):
         """Check the *request* and ask the hooks; return the Response."""
-        server = self._server
+        server, self.request = self._server, request
         check_host(request, server.hosts)
+        check_pathname(request.pathname)        # before all that may look at it
+        if request.method not in ('GET', 'HEAD'):
+            check_origin(request, server.origins)
         upgrade = is_upgrade(request)
-        self.handler, self.args = server.find(request.path)
+        self.handler, self.args = server.find(request.pathname)
         if upgrade or server.process_request is not None:
             self._make(request)
-        response = self._ask(server.process_request, self.made, request)
+        response = self._ask('process_request', server.process_request, self.made, request)
         if self.made is not None and inside(self.made).state == CLOSED:
             raise EOFError('given up in process_request')
         if response is None and not upgrade:
@@ -4989,21 +5326,27 @@ class Opening(Handshake):
             raise HandshakeError('there is no WebSocket at this path', 404)
         return response or self._accept(request)
 
-    def _ask(self, hook, *args, right=lambda answer: isinstance(answer, Response)):
-        """Return what a user's *hook* says, or None; 500 if it raises, or says what is not *right*."""
+    def _ask(self, name, hook, *args, right=lambda answer: answer is None or isinstance(answer, Response)):
+        """Return what a user's *hook* says, None if it is none; 500 unless that is *right*. *name* is for the log."""
+        log = self._server.logger.error
+        self.asking = True
         try:
             answer = None if hook is None else hook(*args)
-            if answer is None or right(answer):
+            if hook is None or right(answer):
                 return answer
-            raise TypeError('unexpected answer: %s' % quote(answer))
+            log('%s returned what it may not: %s', name, quote(answer))
         except Exception:
-            self._server.logger.error('exception in %s', getattr(hook, '__name__', 'a hook'), exc_info=True)
-            raise HandshakeError('internal error', 500)
+            log('exception in %s', name, exc_info=True)
+        finally:
+            self.asking = False
+        raise HandshakeError('internal error', 500)
 
     def _make(self, request):
         server = self._server
         kind = self.handler if isinstance(self.handler, type) else server.create_connection or WebSocket
-        self.made = websocket = self._ask(kind, self.sock, right=lambda made: isinstance(made, WebSocket))
+        name = kind.__name__ if kind is self.handler else 'create_connection'
+        self.made = websocket = self._ask(name, kind, self.sock, right=lambda made: isinstance(made, WebSocket)
+                                          and made.sock is self.sock)
         websocket.request = request
         inside(websocket).await_handshake(self.peer_address)
         configure(websocket, server.settings)
@@ -5015,35 +5358,40 @@ class Opening(Handshake):
         server, websocket = self._server, self.made
         check_upgrade(request)
         check_origin(request, server.origins)
-        if server.is_full(self.handler):
-            raise HandshakeError('too many connections; the argument max_connections= of serve() says how many', 503)
+        self._admit(isinstance(self.handler, type))
         offered = offered_subprotocols(request)
         subprotocol = next((name for name in server.subprotocols if name in offered), None)
         if server.select_subprotocol is not None:
-            subprotocol = self._ask(server.select_subprotocol, websocket, offered, right=offered.__contains__)
+            subprotocol = self._ask('select_subprotocol', server.select_subprotocol, websocket, offered,
+                                    right=lambda name: name is None or name in offered)
         negotiated(websocket, subprotocol, accept_extensions(request.headers, server.extensions))
         response = accept_response(request, subprotocol, websocket.extensions, server.server_header)
-        return self._ask(server.process_response, websocket, request, response) or response
+        return self._ask('process_response', server.process_response, websocket, request, response) or response
 
     def _page(self, request):
         """Return the Response of the page that is asked for."""
-        page, name = self._server.find_page(request.path)
-        response = None
-        if callable(page):
-            yield from self._read_body(request)
-            response = self._ask(page, request)
-        elif page is not None:
-            if request.method not in ('GET', 'HEAD'):
+        try:
+            page, name = self._server.find_page(request)
+            if callable(page):
+                yield from self._read_body(request)
+                self._admit(False)              # however long it takes
+                if self.loop is not None:
+                    yield IN_A_THREAD
+                response = self._ask('the page ' + quote(request.pathname),
+                                     lambda: page_response(page(request), name))
+            elif page is not None and request.method not in ('GET', 'HEAD'):
                 raise HandshakeError('this page can only be read', 405, [('Allow', 'GET, HEAD')])
-            if page is name:
-                with open(name, 'rb') as file:
-                    page = file.read()
-            kind = CONTENT_TYPES.get(name.rpartition('.')[2].lower(), 'application/octet-stream')
-            kind += '; charset=utf-8' if kind[:5] == 'text/' else ''
-            response = Response(200, None, [('Content-Type', kind), ('Cache-Control', 'no-cache'),
-                                            ('X-Content-Type-Options', 'nosniff')], page)
-        elif self.handler is not None:
-            check_upgrade(request)          # says what is missing
+            elif page is None:
+                if self.handler is not None:
+                    check_upgrade(request)      # says what is missing
+                response = None
+            elif page is name:
+                response = file_response(request, name)
+            else:
+                response = unless_known(request, '%x-%x' % (binascii.crc32(page), len(page)), page_response(page, name))
+        except OSError as error:
+            status = {errno.EACCES: 403, errno.EPERM: 403, errno.ENOENT: 404, errno.ENOTDIR: 404}.get(error.errno, 500)
+            raise HandshakeError('this page cannot be read', status) from error
         if response is None:
             raise HandshakeError('there is nothing at this path', 404)
         return response
@@ -5070,8 +5418,11 @@ for _name in ('opened', 'received_message', 'closed', 'pinged', 'ponged', 'sent'
     setattr(ServedWebSocket, _name, _forward)
 
 
-def connection_settings(**given):
-    """Check what serve() and connect() are *given* of a connection; return it as attributes: of WebSocket, of Stream."""
+def connection_settings(_known=(), **given):
+    """Check what serve() and connect() are *given* of a connection; return attributes of WebSocket and of Stream.
+
+    What it does not know is a TypeError that tells the nearest name, of these and those *_known*.
+    """
     stream = {}
     for name, value in given.items():
         if name == 'max_size':
@@ -5080,7 +5431,10 @@ def connection_settings(**given):
         elif name == 'max_queue':
             check_limits(name, value)
         elif name != 'logger':
-            expect(name in ('open_timeout', 'ping_interval', 'ping_timeout', 'close_timeout'), 'there is no argument', name)
+            if name not in SETTINGS or name == 'heartbeat_freq':
+                from difflib import get_close_matches
+                near = get_close_matches(name, list(_known) + list(SETTINGS), 1, 0.5)
+                raise TypeError('there is no argument %s' % quote(name) + ''.join('; is it %s?' % it for it in near))
             expect(value is None or value > 0, '%s is a number of seconds, or None' % name, value, ValueError)
     return {name: value for name, value in given.items() if name not in ('max_size', 'open_timeout')}, stream
 
@@ -5112,23 +5466,23 @@ class Server:
     def __init__(self, sockets, handler, *, ssl=None, origins='same', hosts='local', extensions=(), compression=None,
                  subprotocols=None, select_subprotocol=None, process_request=None, process_response=None,
                  server_header='minws/' + __version__, max_connections=(MAX_THREADS, MAX_MANAGED), pages=None,
-                 create_connection=None, **settings):
+                 create_connection=None, keep_latest=False, **settings):
         for name, hook in (('select_subprotocol', select_subprotocol), ('process_request', process_request),
                            ('process_response', process_response), ('create_connection', create_connection),
                            ('ssl', getattr(ssl, 'wrap_socket', ssl))):
             expect(hook is None or callable(hook), '%s is None or callable' % name, hook)
             setattr(self, name, hook)
-        self.ssl = ssl
+        self.ssl, self.keep_latest = ssl, keep_latest
         self.sockets = list(sockets) if isinstance(sockets, (list, tuple)) else [sockets]
         self.routes = _checked_routes(handler)
-        self.pages = {_path(path): page if callable(page) or isinstance(page, (bytes, bytearray)) else os.fspath(page)
-                      for path, page in (pages or {}).items()}
+        self.pages = dict(_checked_page(path, page) for path, page in (pages or {}).items())
         self.origins, self.hosts = _names('origins', origins, 'same'), _names('hosts', hosts, 'local')
         self.extensions = with_compression(extensions, compression)
         self.subprotocols = check_subprotocols(subprotocols)
         self.server_header = None if server_header is None else check_field(server_header, 'server_header')
         self.max_connections = check_limits('max_connections', max_connections, max_connections)
-        self.settings = connection_settings(**settings)
+        known = set(Server.__init__.__kwdefaults__).union(serve.__kwdefaults__)
+        self.settings = connection_settings(known, **settings)
         self.max_size = self.settings[1].get('max_size', MAX_SIZE)
         self.open_timeout = settings.get('open_timeout', OPEN_TIMEOUT)
         self.close_timeout = settings.get('close_timeout', CLOSE_TIMEOUT)
@@ -5138,6 +5492,9 @@ class Server:
         self.openings = OrderedDict()           # opening handshakes in progress, the oldest first
         # one operation on each of these is atomic, so that they need no lock
         self._blocking, self._threads = set(), set()
+        self._guard = threading.Lock()          # of these:
+        self._seats = {}                        # Opening → whether its handler is in the loop; what that does not count
+        self._refused = OrderedDict()           # who was
         self._last = Latest()
         self._stopping = False
         self._threaded = any(not isinstance(kind, type) for _, kind in self.routes)
@@ -5206,9 +5563,12 @@ class Server:
         """Accept no more, close every connection with *code*, and wait for their handlers; any thread may call it.
 
         It waits at most close_timeout and a second; a handler that hangs is left behind, with a line in the log.
+        ValueError for a *code* that may not be sent, or a *reason* of more than 123 bytes.
         """
+        expect(isinstance(code, int) and valid_close_code(code), 'a close code that may be sent', code, ValueError)
+        expect(len(reason.encode('utf-8')) <= 123, 'a reason has at most 123 bytes', reason, ValueError)
         self._stopping = True
-        for opening in list(self.openings):
+        for opening in list(self.openings) + [opening for opening in list(self._seats) if not opening.succeeded]:
             opening.abort()
         for connection in map(inside, list(self._blocking)):
             with connection.lock:
@@ -5233,8 +5593,22 @@ class Server:
         """Send *message* to all connections but those in *exclude*; waits for none: see WebSocketManager."""
         broadcast = Broadcast(message, binary, key)
         if key is not None:
-            self._last.put(key, message, broadcast.frames[0][1], None)
-        self.manager.spread(broadcast, exclude, [inside(websocket) for websocket in list(self._blocking)])
+            with self._guard:
+                self._last.put(key, message, broadcast.frames[0][1], broadcast)
+        sent = None
+        while broadcast is not sent:        # another thread may keep a later one, and yet send it earlier
+            self.manager.spread(broadcast, exclude, [inside(websocket) for websocket in list(self._blocking)])
+            sent, broadcast = broadcast, self._last.waiting.get(key, (None, None, broadcast))[2]
+
+    def _catch_up(self, connection):
+        """Send the last of each key to a newcomer, who gets what is broadcast from now on; later ones may overtake."""
+        sent, fresh = {}, self.keep_latest
+        while fresh:
+            with self._guard:
+                fresh = {key: entry[2] for key, entry in self._last.waiting.items() if sent.get(key) is not entry[2]}
+            for broadcast in fresh.values():
+                broadcast.send([connection])
+            sent.update(fresh)
 
     def last(self, key=None):
         """Return the last message broadcast with *key*, or None; without one, a dict of all: for who joins late.
@@ -5243,11 +5617,13 @@ class Server:
         """
         if key is not None:
             return self._last.waiting.get(key, (None,))[0]
-        return {key: entry[0] for key, entry in list(self._last.waiting.items())}
+        with self._guard:
+            return {key: entry[0] for key, entry in self._last.waiting.items()}
 
     def forget(self, key):
         """Forget the last message broadcast with *key*."""
-        self._last.remove(key)
+        with self._guard:
+            self._last.remove(key)
 
     # The events of all clients, if a subclass of this is served
 
@@ -5265,25 +5641,45 @@ class Server:
     def accept(self, sock, address):
         """Begin an opening handshake: in a thread, if a function is among the handlers."""
         opening = Opening(self, sock, address)
-        self.openings[opening] = True
-        if len(self.openings) > MAX_HANDSHAKES:
-            self.openings.popitem(last=False)[0].abort()
-        if not self._threaded:
-            opening.loop = self.manager
-            try:
-                self.manager.enter(opening)
-            except (OSError, ValueError, RuntimeError) as error:    # select knows no descriptor above 1023
-                self.logger.warning('cannot serve %s: %s', quote(address), error)
-                opening.terminate()
+        if not self._make_room():
+            self._turn_away(opening, 'too many opening handshakes')
             return
+        self.openings[opening] = True
+        if self._threaded:
+            self.start_thread(opening)
+            return
+        opening.loop = self.manager
+        try:
+            self.manager.enter(opening)
+        except (OSError, ValueError, RuntimeError) as error:    # select knows no descriptor above 1023
+            self.logger.warning('cannot serve %s: %s', quote(address), error)
+            opening.terminate()
+
+    def _make_room(self):
+        """Have the oldest opening handshake give way to a new one; false if there are too many whose threads go on."""
+        if len(self.openings) < MAX_HANDSHAKES:
+            return True
+        for opening in list(self.openings):
+            if not opening.aborted and not opening.asking:
+                opening.abort()
+                if not self._threaded:
+                    self.openings.pop(opening, None)
+                return len(self.openings) < 2 * MAX_HANDSHAKES
+        return False
+
+    def _turn_away(self, opening, reason):
+        with opening.lock:
+            opening.put(text_response(503, reason + '\n').build())
+        opening.terminate()
+
+    def start_thread(self, opening):
+        """Go on with *opening* in a thread."""
         thread = threading.Thread(target=self._serve_connection, args=(opening,), name='minws-connection', daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
             self.logger.warning('cannot start a thread: %s', error)
-            with opening.lock:
-                opening.put(text_response(503, 'no more threads\n').build())
-            opening.terminate()
+            self._turn_away(opening, 'no more threads')
 
     def _serve_connection(self, opening):
         """The thread of a connection: its opening handshake, then its handler."""
@@ -5302,29 +5698,33 @@ class Server:
 
     def hand_over(self, opening):
         """Give a connection that is open to the manager, or run its handler in this thread."""
-        self.openings.pop(opening, None)
         websocket, handler = opening.made, opening.handler
         if opening.args:
             websocket.path_args = opening.args
         if not isinstance(handler, type):
-            self._handle(websocket, handler)
+            self._handle(websocket, handler, opening)
         elif not self._stopping:
             try:
                 self.manager.add(websocket)
+                self._catch_up(inside(websocket))
             except RuntimeError:
                 if not self._stopping:      # else it ended while opened() ran
                     raise
+            finally:
+                self.dismiss(opening)
         else:
+            self.dismiss(opening)
             websocket.close(1001)
             inside(websocket).end()
 
-    def _handle(self, websocket, handler):
+    def _handle(self, websocket, handler, opening):
         block(inside(websocket), websocket)
         self._blocking.add(websocket)
         code = 1011
         try:
             if self._stopping:          # shutdown() may have missed it
                 websocket.close(1001)
+            self._catch_up(inside(websocket))
             handler(websocket, **websocket.path_args)
             code = 1000
         except ConnectionClosed:
@@ -5335,14 +5735,43 @@ class Server:
             try:
                 websocket.close(code)
             finally:
+                self.dismiss(opening)
                 self._blocking.discard(websocket)
 
-    def is_full(self, handler):
-        """Tell whether there are as many connections as may be, of the kind that *handler* makes."""
-        managed = isinstance(handler, type)
-        openings = 0 if self._threaded else len(self.openings)
-        count = len(self.manager.entries) - len(self.sockets) - openings if managed else len(self._blocking)
-        return self.max_connections[managed] is not None and count >= self.max_connections[managed]
+    def admit(self, opening, managed):
+        """Count *opening* among the connections, those in the loop or those with threads; false if there is no room.
+
+        One that the loop drives is there already, as one of its entries; the others have a seat until dismiss().
+        """
+        with self._guard:
+            count = sum(kind is managed and not (kind and self._is_entered(seat)) for seat, kind in self._seats.items())
+            if managed:
+                count += len(self.manager.entries) - len(self.sockets) - (0 if self._threaded else len(self.openings))
+            if self.max_connections[managed] is not None and count >= self.max_connections[managed]:
+                return False
+            self.openings.pop(opening, None)
+            if opening.loop is None or not managed:
+                self._seats[opening] = managed
+            return True
+
+    def _is_entered(self, opening):
+        """Tell whether the connection of *opening* has come to the loop, or to its end."""
+        connection = inside(opening.made)
+        return connection.state == CLOSED or self.manager.entries.get(connection.fd) is connection
+
+    def dismiss(self, opening):
+        """Count *opening* no more."""
+        self.openings.pop(opening, None)
+        self._seats.pop(opening, None)
+
+    def is_news(self, text):
+        """Tell whether *text* is none of the last 100 that were asked for."""
+        with self._guard:
+            news = text not in self._refused
+            self._refused[text] = True
+            if len(self._refused) > 100:
+                self._refused.popitem(last=False)
+            return news
 
     def find(self, path):
         """Return (handler, {name} parts) for a *path*; (None, {}) if there is none."""
@@ -5352,23 +5781,49 @@ class Server:
                 return handler, args
         return None, {}
 
-    def find_page(self, path):
-        """Return (page, name): a function, bytes, or the name of a file; what tells its type. HandshakeError 404."""
-        within = [prefix for prefix, page in self.pages.items() if prefix == path or prefix[-1:] == '/'
-                  and path.startswith(prefix) and isinstance(page, str) and os.path.isdir(page)]
-        prefix = max(within, key=len, default=None)
+    def find_page(self, request):
+        """Return (page, name): a function, bytes, or the name of a file; what tells its type. HandshakeError."""
+        path = request.pathname
+        within = [prefix for prefix, page in self.pages.items() if prefix == path
+                  or prefix[-1:] == '/' and (path + '/').startswith(prefix) and _is_directory(page)]
+        prefix = max(within, key=lambda prefix: (prefix == path, len(prefix)), default=None)
         page = self.pages.get(prefix)
-        if isinstance(page, str):
-            page = find_file(page, unquote(path[len(prefix):]))
-            if not page:
-                raise HandshakeError('there is nothing at this path', 404)
-            return page, page
-        return page, path if '.' in path else '.html'
+        if not isinstance(page, str):
+            return page, path if '.' in path else '.html'
+        if _is_directory(page):
+            rest = unquote(path[len(prefix):])
+            root, page = page, find_file(page, rest.rstrip('/'))
+            if os.path.isdir(page) and path[-1] != '/':
+                raise HandshakeError('this is a directory', 302, [('Location', path + '/' + request.path[len(path):])])
+            page = find_file(root, rest + 'index.html') if os.path.isdir(page) else page * (path[-1] != '/')
+        if not page or os.path.lexists(page) and not os.path.isfile(page):      # a device, a pipe
+            raise HandshakeError('there is nothing at this path', 404)
+        return page, page
+
+
+def _is_directory(page):
+    return isinstance(page, str) and os.path.isdir(page)
 
 
 def _path(path):
     expect(isinstance(path, str) and path[:1] == '/', "a path begins with '/'", path, ValueError)
     return path
+
+
+def _checked_page(path, page):
+    """Return (path, page) of the argument pages, with the whole name of a file; ValueError, TypeError."""
+    _path(path)
+    try:
+        check_pathname(path)
+    except HandshakeError:
+        raise ValueError('nobody can ask for the page %s: escape what is no letter, digit or -._~' % quote(path))
+    if callable(page) or isinstance(page, (bytes, bytearray)):
+        return path, page
+    expect(isinstance(page, str) or hasattr(page, '__fspath__'),
+           'the page %s is bytes, a function, or the name of a file or directory' % path, page)
+    name = os.path.abspath(os.fspath(page))
+    expect(os.path.exists(name), 'the page %s is the name of a file or directory that exists' % path, page, ValueError)
+    return path + '/' * (os.path.isdir(name) and path[-1] != '/'), name
 
 
 def _checked_routes(handler):
@@ -5496,9 +5951,11 @@ def serve(handler, host=None, port=None, *, sock=None, backlog=128, reuse_port=F
     SSLContext. *origins*, *hosts*: see check_origin, check_host. *subprotocols*: names, the best first, or
     select_subprotocol(websocket, offered) → name or None. *extensions* are patterns, *compression* 'deflate' or
     'small' (for small devices). process_request(websocket, request) and process_response(websocket, request, response)
-    return a Response to use instead, or None. *server_header* None sends none. *pages* maps paths to a file or
-    directory name, bytes, or a function of a Request that returns a Response. *create_connection* makes the WebSocket
-    of handler functions.
+    return a Response to use instead, or None. *server_header* None sends none. *pages* maps paths to the name of a file
+    or directory that exists, bytes, or a function of a Request that returns str, bytes, a dict (JSON), a Response or
+    None (404), and is called in a thread of that request's own, as is what makes the body of a Response in pieces.
+    *create_connection* makes the WebSocket of handler functions. *keep_latest*: send the last message that was
+    broadcast with each key to every newcomer, see Server.last().
 
     Seconds: *open_timeout*, *ping_interval*, *ping_timeout*, *close_timeout*. *max_size*: bytes of a message, or
     (message, fragment); *max_queue*: received messages that wait, or (high, low); *max_connections*: one number, or
@@ -5534,12 +5991,42 @@ def unix_serve(handler, path=None, *, sock=None, **options):
 # The other role: a socket connected and secured, a request, its answer checked. connect() makes blocking connections,
 # the classes callback-driven ones.
 
+MAX_BODY = 64 << 10     # bytes of the body of a refusal: it is only an explanation
+BODY_TIMEOUT = 2        # seconds for them, for the same reason
+
+
+def resolve(host, port, due=FOREVER):
+    """Return what getaddrinfo() says of *host* (str) and *port*; OSError, and TimeoutError where *due* comes first."""
+    def look_up():
+        try:
+            # as bytes: str would need the codec idna, which a router's Python lacks
+            found.append(socket.getaddrinfo(host.encode('ascii'), port, 0, socket.SOCK_STREAM))
+        except Exception as error:
+            found.append(error)
+
+    found = []
+    if due == FOREVER or ':' in host or not host.strip(_DIGITS + '.'):      # an address needs no resolver
+        look_up()
+    else:
+        thread = threading.Thread(target=look_up, name='minws-resolver', daemon=True)   # there is no timeout for it
+        try:
+            thread.start()
+        except RuntimeError:        # the system has no more threads
+            look_up()
+        else:
+            thread.join(min(max(0, due - time.monotonic()), threading.TIMEOUT_MAX))
+    if not found:
+        raise TimeoutError('nobody knows an address of %s in time' % host)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    if not found[0]:
+        raise OSError(errno.EADDRNOTAVAIL, 'there is no address of %s' % host)
+    return found[0]
+
 
 def connect_socket(host, port, due=FOREVER, source_address=None):
     """Return a socket connected until *due* to *host* (str), any of its addresses; *port* None: to a unix socket."""
-    found = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, '', host)]
-    if port is not None:
-        found = socket.getaddrinfo(host.encode('ascii'), port, 0, socket.SOCK_STREAM)
+    found = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, '', host)] if port is None else resolve(host, port, due)
     for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found):
         try:
             with closing(socket.socket(family, kind, protocol)) as sock:
@@ -5560,7 +6047,7 @@ class ClientHandshake(Handshake):
     """A client's opening handshake on *sock*: ``response`` is what the server answers to *request* (bytes).
 
     *tunnel* is a request to a proxy that goes before it, *context* an SSLContext to verify *server_hostname* with. The
-    body of a *response* is at most 64 KiB of explanation; what came behind one with status 101 is in ``_data``.
+    body of a *response* is what explains a refusal; what came behind one with status 101 is in ``data``.
     """
     response = None
 
@@ -5580,8 +6067,8 @@ class ClientHandshake(Handshake):
             yield from self._exchange(self._tunnel, range(200, 300))
             response, self.response = self.response, None
             if not 200 <= response.status_code < 300 or self.data:
-                raise HandshakeError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
-                                     response=response)
+                raise ProxyError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
+                                 response=response)
         if self._context is not None:
             yield from self.shake_tls(self._context, server_hostname=self._server_hostname)
         yield from self._exchange(self._request, (101,))
@@ -5592,23 +6079,52 @@ class ClientHandshake(Handshake):
         for _ in range(8):      # answers with 1xx, of which a few are tolerated
             try:
                 head = yield from self.read_head()
+                response = parse_response(head)
             except EOFError:
-                raise HandshakeError('the server closed the connection before it answered')
-            response = parse_response(head)
+                raise InvalidMessage('the server closed the connection before it answered')
+            except HandshakeError as error:
+                raise InvalidMessage(str(error))
             if response.status_code == 101 or response.status_code >= 200:
                 break
         else:
-            raise HandshakeError('too many interim answers')
+            raise InvalidMessage('too many interim answers')
         self.response = response
         if response.status_code not in good:
-            length = response.headers.get('Content-Length', '')
-            wanted = min(65536, int(length)) if is_number(length) else 65536
-            try:
-                while len(self.data) < wanted:
+            response.body = yield from self._read_body(response)
+
+    def _read_body(self, response):
+        """Return the body that *response* says it has, or what has come of it in 2 s, RFC 9112 6.3 and 7.1."""
+        length, body = response.headers.get('Content-Length', ''), bytearray()
+        chunked = has_token(response.headers, 'Transfer-Encoding', 'chunked')
+        left = 0 if chunked or response.status_code in (204, 304) else int(length) if is_number(length) else MAX_BODY
+        self.due = self.deadline = min(self.due, due_in(BODY_TIMEOUT))
+        try:
+            while len(body) < MAX_BODY:
+                if chunked and not left:
+                    left = yield from self._read_chunk_size()
+                if not left:
+                    break
+                if not self.data:
                     yield from self.receive()
-            except (OSError, EOFError):     # what has come must do
-                pass
-            response.body = bytes(self.data[:wanted])
+                piece = self.data[:min(left, MAX_BODY - len(body))]
+                del self.data[:len(piece)]
+                body += piece
+                left -= len(piece)
+        except (OSError, EOFError):     # what has come must do
+            pass
+        return bytes(body)
+
+    def _read_chunk_size(self):
+        """Return the number at the head of the next chunk; EOFError if there is none."""
+        while b'\n' not in self.data[2:]:       # the first two bytes may end the chunk before
+            yield from self.receive()
+            if len(self.data) > MAX_LINE + READ_SIZE:
+                raise EOFError('a chunk without an end')
+        line, _, self.data = self.data.lstrip(b'\r\n').partition(b'\n')
+        size = line.partition(b';')[0].strip(b' \t\r').decode('latin-1')
+        if not 0 < len(size) <= 8 or size.strip(_HEX_DIGITS):
+            raise EOFError('malformed chunk')
+        return int(size, 16)
 
     def tick(self, now):
         """The time is over."""
@@ -5644,7 +6160,10 @@ def client_handshake(request, scheme, host, port, due, *, ssl=None, server_hostn
 
 def client_headers(scheme, host, port, key, userinfo, subprotocols, extensions, headers, exclude_headers, origin=None,
                    user_agent=None):
-    """Return the Headers of an opening handshake, RFC 6455 4.1; ValueError."""
+    """Return the Headers of an opening handshake, RFC 6455 4.1; ValueError.
+
+    A name in *headers*, the caller's, replaces ours.
+    """
     offers = [(pattern.name, params) for pattern in extensions for params in pattern.offer()]
     host = 'localhost' if port is None else host_header(scheme, host, port)
     fields = [('Host', host), ('Upgrade', 'websocket'), ('Connection', 'Upgrade'), ('Sec-WebSocket-Key', key),
@@ -5652,9 +6171,15 @@ def client_headers(scheme, host, port, key, userinfo, subprotocols, extensions, 
               ('Authorization', basic_credentials(*userinfo) if userinfo else None),
               ('Sec-WebSocket-Protocol', ', '.join(check_subprotocols(subprotocols)) or None),
               ('Sec-WebSocket-Extensions', format_extensions(offers) or None)]
-    excluded = [name.lower() for name in exclude_headers or ()]
-    return Headers([field for field in fields if field[1] is not None and field[0].lower() not in excluded]
-                   + Headers(headers).items())
+    given = Headers(headers)
+    left_out = given.names + [name.lower() for name in exclude_headers or ()]
+    fields = [field for field in fields if field[1] is not None and field[0].lower() not in left_out] + given.items()
+    return Headers(sorted(fields, key=lambda field: field[0].lower() != 'host'))    # RFC 9110 7.2: it is the first
+
+
+def check_answer(response, sent, extensions):
+    """Return what check_response() does; its key and the subprotocols are those in the headers that were *sent*."""
+    return check_response(response, sent.get('Sec-WebSocket-Key', ''), sent.elements('Sec-WebSocket-Protocol'), extensions)
 
 
 def new_key():
@@ -5756,12 +6281,14 @@ class WebSocketBaseClient(WebSocket):
     def process_response_line(self, response_line):
         """Raise HandshakeError unless *response_line* (bytes) has the status 101."""
         if response_line.split(b' ', 2)[1:2] != [b'101']:
-            raise HandshakeError('the server answered %s' % quote(response_line), response=self.response)
+            if self.response is not None:
+                raise InvalidStatus(self.response)
+            raise HandshakeError('the server answered %s' % quote(response_line))
 
     def process_handshake_header(self, headers):
         """Check the header lines (bytes) of the answer; return (subprotocols, extensions), two lists."""
         response = Response(101, None, parse_head(b'HTTP/1.1 101 \r\n' + headers)[1])
-        subprotocol, extensions = check_response(response, self.key, self.protocols, self.extensions)
+        subprotocol, extensions = check_answer(response, Headers(self.handshake_headers), self.extensions)
         return [] if subprotocol is None else [subprotocol], extensions
 
     def handshake_ok(self):
@@ -5799,8 +6326,12 @@ def environment_proxy(scheme, host):
 
     It is in ``https_proxy`` (wss), ``http_proxy`` or ``all_proxy``; ``no_proxy`` lists names, suffixes, or *.
     """
+    environment = dict(os.environ)
+    if 'REQUEST_METHOD' in environment:     # this is a CGI script, where HTTP_PROXY is a header of whoever asks
+        environment.pop('HTTP_PROXY', None)
+
     def variable(name):
-        return os.environ.get(name) or os.environ.get(name.upper())
+        return environment.get(name) or environment.get(name.upper())
 
     for name in (variable('no_proxy') or '').lower().split(','):
         name = name.strip(' ').lstrip('.')
@@ -5828,21 +6359,22 @@ def redirected(uri, response):
     except ValueError:
         kind = None
     if kind != 'wss' and (kind != 'ws' or scheme == 'wss'):
-        raise HandshakeError('redirected to %s: refused' % quote(target), response=response)
+        raise SecurityError('redirected to %s: refused' % quote(target), response=response)
     return target
 
 
 def connect(uri, *, redirects=0, headers=None, auth=None, **options):
     """Connect to *uri* and return a blocking WebSocket: a context manager that closes it.
 
-    *subprotocols* are names; *headers* extra ones, *exclude_headers* names to leave out; *origin*, *user_agent* (None:
+    *subprotocols* are names; *headers* extra ones, which replace ours, *exclude_headers* names to leave out; *origin*, *user_agent* (None:
     none). *ssl* is an SSLContext instead of one that verifies with the system's certificates; for one of your own,
     ``ssl.create_default_context(cafile='its.pem')``; *server_hostname* is the name to verify instead of the URI's.
     *auth* is (user, password), as in the URI; *proxy* http://host:port, True for the environment's, or None; *sock* a
     connected socket. *redirects* (at most 5) are followed, never from wss to ws, nor with credentials to another
     origin. *open_timeout* is for all of it; the other options are those of serve().
 
-    ValueError or TypeError before anything is sent; HandshakeError, with the ``response``; OSError, TimeoutError.
+    ValueError or TypeError before anything is sent; HandshakeError, with the ``response`` (its body of at most 64 KiB),
+    and by its subclasses the reason: see InvalidStatus, InvalidMessage and the others; OSError, TimeoutError.
     """
     expect(0 <= redirects <= 5, '0 to 5 redirects are followed', redirects, ValueError)
     headers, auth = Headers(headers), auth or parse_uri(uri)[4]
@@ -5857,7 +6389,7 @@ def connect(uri, *, redirects=0, headers=None, auth=None, **options):
                 raise
         if parse_uri(uri)[:3] != parse_uri(target)[:3]:
             auth = None
-            for name in ('Authorization', 'Cookie', 'Proxy-Authorization'):
+            for name in ('Authorization', 'Cookie', 'Proxy-Authorization', 'Host'):
                 del headers[name]
         uri, redirects = target, redirects - 1
 
@@ -5868,9 +6400,8 @@ def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers
     scheme, host, port, resource, userinfo = parse_uri(uri)
     patterns = with_compression(extensions, compression)
     settings = connection_settings(**settings)
-    key = new_key()
-    fields = client_headers(scheme, host, port, key, auth or userinfo, subprotocols, patterns, headers, exclude_headers,
-                            origin, user_agent)
+    fields = client_headers(scheme, host, port, new_key(), auth or userinfo, subprotocols, patterns, headers,
+                            exclude_headers, origin, user_agent)
     expect(ssl is None or scheme.startswith('wss'), 'ssl is for wss:// URLs', scheme, ValueError)
     if proxy is True and port is not None:
         proxy = environment_proxy(scheme, host)
@@ -5878,15 +6409,15 @@ def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers
                                  server_hostname=server_hostname, proxy=proxy, source_address=source_address, sock=sock)
     with closing(handshake):
         handshake.drive()
-        chosen = check_response(handshake.response, key, list(subprotocols or ()), patterns)
+        chosen = check_answer(handshake.response, fields, patterns)
         websocket = (create_connection or WebSocket)(handshake.sock)
         configure(websocket, settings)
         websocket.request = Request('GET', resource, fields)
         websocket.response = handshake.response
         be_client(websocket, *chosen)
         opened(websocket, handshake)
-    block(inside(websocket), websocket)
-    return websocket
+        block(inside(websocket), websocket)
+        return websocket
 
 
 def unix_connect(path, uri='ws://localhost/', **options):
@@ -5896,24 +6427,35 @@ def unix_connect(path, uri='ws://localhost/', **options):
 
 
 def reconnect(uri, *, first_delay=5, max_delay=60, stop=None, **options):
-    """Yield connections to *uri*, a fresh one when the last is done with: ``for ws in reconnect(uri): ...``.
+    """Yield connections to *uri*, a fresh one when the last is done with.
+
+        for ws in reconnect(uri):
+            with ws:
+                for message in ws:
+                    ws.send(answer(message))
+
+    However a connection ends, iterating over it just ends, so that the outer loop goes on. recv() and send() raise
+    ConnectionClosed as ever: what comes out of a generator's loop cannot be caught by the generator, but ``with ws``
+    catches it, if it is that connection which is closed. Who only reads needs no ``with``.
 
     Before the next it waits: a random time up to *first_delay* seconds (RFC 6455 7.2.3), then twice as long each time,
-    up to *max_delay*, until *stop*, a threading.Event, is set. What waiting does not mend is raised: bad arguments, an
-    answer that is neither 101 nor 5xx nor 429.
+    up to *max_delay*, until *stop*, a threading.Event, is set. What waiting does not mend is raised: bad arguments, a
+    certificate that is not trusted, an answer that is neither 101 nor 408, 425, 429 or 5xx. Each attempt is one INFO
+    line, of *logger* or the logger 'minws'; the deadline *open_timeout* of each includes resolving the name.
     """
-    stop = stop or threading.Event()
+    stop, logger, host = stop or threading.Event(), options.get('logger') or default_logger(), parse_uri(uri)[1]
     delay = first_delay
     while not stop.is_set():
         began = time.monotonic()
         try:
             websocket = connect(uri, **options)
         except (HandshakeError, OSError) as error:
-            status = error.response.status_code if getattr(error, 'response', None) is not None else 500
-            if status < 500 and status != 429:
+            if is_permanent(error):
                 raise
-            default_logger().info('no connection to %s: %s', quote(parse_uri(uri)[1]), quote(str(error)))
+            logger.info('no connection to %s: %s', quote(host), quote(str(error) or type(error).__name__))
         else:
+            logger.info('connected to %s', quote(host))
+            websocket.ends_quietly = True
             try:
                 yield websocket
             finally:
@@ -5923,3 +6465,12 @@ def reconnect(uri, *, first_delay=5, max_delay=60, stop=None, **options):
         jitter = int.from_bytes(os.urandom(4), 'big') / (1 << 32)
         stop.wait(delay * (jitter if delay == first_delay else 0.5 + jitter / 2))
         delay = min(max_delay, max(delay, 0.5) * 2)
+
+
+def is_permanent(error):
+    """Tell whether *error*, of connect(), will be the same next time."""
+    response = getattr(error, 'response', None)
+    if response is not None:
+        return response.status_code < 500 and response.status_code not in (408, 425, 429)
+    return (isinstance(error, (InvalidURI, SecurityError))
+            or getattr(error, 'reason', None) == 'CERTIFICATE_VERIFY_FAILED')     # of an ssl.SSLError

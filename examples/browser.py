@@ -25,11 +25,12 @@ import minws
 
 NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome', 'headless_shell')
 FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-         '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars')
+         '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars',
+         '--disable-backgrounding-occluded-windows', '--disable-renderer-backgrounding')
 
 START_TIMEOUT = 30.0          # seconds; generous, for a small board that starts it for the first time
 ANSWER_TIMEOUT = 20.0         # seconds for one command
-POLL_PERIOD = 0.05            # seconds between two questions of wait_for
+POLL_PERIOD = 0.02            # seconds between two questions of wait_for
 
 
 def find_browser():
@@ -77,9 +78,13 @@ class Page(Target):
         self.command('Runtime.enable')
         self.command('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=scale,
                      mobile=width < 600)
-        scheme = 'dark' if dark else 'light'
-        self.command('Emulation.setEmulatedMedia', features=[{'name': 'prefers-color-scheme', 'value': scheme}])
+        self.emulate(prefers_color_scheme='dark' if dark else 'light')
         self.navigate(url)
+
+    def emulate(self, **features):
+        """Let media features have these values: `emulate(prefers_reduced_motion='reduce')`; others are as they are."""
+        self.command('Emulation.setEmulatedMedia', features=[
+            {'name': name.replace('_', '-'), 'value': value} for name, value in features.items()])
 
     def navigate(self, url):
         """Load url and wait until it has loaded; raises PageError if it cannot be reached."""
@@ -115,6 +120,44 @@ class Page(Target):
         self.evaluate('0')  # what has happened by now comes before the answer
         return [exception_text(event['params']['exceptionDetails']) for event in self.events
                 if event.get('method') == 'Runtime.exceptionThrown']
+
+    def metrics(self):
+        """Return {name: number} of what Chromium counts for the tab: TaskDuration (seconds), JSHeapUsedSize, Nodes."""
+        self.command('Performance.enable')
+        return {metric['name']: metric['value'] for metric in self.command('Performance.getMetrics')['metrics']}
+
+    def middle(self, selector):
+        """Return (x, y) of the middle of an element, which is scrolled into sight first and two frames old."""
+        return tuple(self.evaluate("""(async () => {
+            const node = document.querySelector(%s), frame = () => new Promise(requestAnimationFrame);
+            node.scrollIntoView({block: 'center'});
+            await frame();
+            await frame();
+            const box = node.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];
+        })()""" % json.dumps(selector)))
+
+    def mouse(self, kind, x, y, **more):
+        """Move the mouse ('mouseMoved'), press its left button ('mousePressed') or let it go ('mouseReleased')."""
+        more.setdefault('button', 'none' if kind == 'mouseMoved' else 'left')
+        self.command('Input.dispatchMouseEvent', type=kind, x=x, y=y, clickCount=1, **more)
+
+    def click(self, selector):
+        """Click into the middle of an element."""
+        x, y = self.middle(selector)
+        self.mouse('mousePressed', x, y)
+        self.mouse('mouseReleased', x, y)
+
+    def touch(self, kind, *points):
+        """Lay fingers on points ('touchStart'), move them ('touchMove'), or lift them all ('touchEnd', no points)."""
+        self.command('Input.dispatchTouchEvent', type=kind, touchPoints=[
+            {'x': x, 'y': y, 'id': number} for number, (x, y) in enumerate(points)])
+
+    def key(self, key, **more):
+        """Press a key and let it go: 'ArrowLeft', 'Enter', 'p'."""
+        more.update({'text': key} if len(key) == 1 else {})
+        self.command('Input.dispatchKeyEvent', type='keyDown', key=key, **more)
+        self.command('Input.dispatchKeyEvent', type='keyUp', key=key)
 
     def screenshot(self):
         """Return what the tab shows, as the bytes of a PNG file."""
@@ -161,11 +204,18 @@ class Browser:
 
     def open(self, url, width=1280, height=800, dark=False, scale=1):
         """Return a new Page that has loaded url, as wide and high as given in CSS pixels."""
-        identity = self.target.command('Target.createTarget', url='about:blank')['targetId']
+        # A window of its own: of several tabs in one window only the newest is drawn.
+        identity = self.target.command('Target.createTarget', url='about:blank', newWindow=True)['targetId']
         page = Page('ws://%s/devtools/page/%s' % (self.address, identity))
         self.pages.append(page)
         page.prepare(url, width, height, dark, scale)
         return page
+
+    def shut(self, page):
+        """Close a tab that open() returned."""
+        self.pages.remove(page)
+        page.command('Page.close')
+        page.close()
 
     def close(self):
         """Kill the browser and remove its profile; may be called again."""

@@ -1,282 +1,40 @@
 """Live charts of sensor readings, in any browser that can reach this machine:
 
     python3 -m examples.sensors [--host 0.0.0.0] [--port 9000] [--rate 10] [--source auto]
+                                [--https] [--password [PASSWORD]] [--protect push|page|both] [--allow-host NAME]
+                                [--record FILE] [--replay FILE [--speed 1]]
 
-The page and its socket share one port. Readings come from this machine (droid_sensor.py says from where), and from
-every phone that pushes: `droid_sensor.py ws://ADDRESS:9000/push`, or the page's own button.
-
-Everything on the wire is text, JSON:
-
-    {"hello": {"device": "pixel", "source": "termux", "rate": 10,
-               "sensors": {"accel": {"unit": "m/s²", "axes": ["x", "y", "z"]}}}}
-    {"d": "pixel", "t": 1732140000.123, "s": {"accel": [0.1, 0.2, 9.8], "light": 310}}
-    {"error": {"device": "pixel", "text": "what is wrong with its source"}}
-
-A phone sends the same to /push; its `hello` must come first, may have a random "id" by which it is recognised when it
-connects again, and "simulated": true. Only this program's word for the device counts when it is relayed.
+The page and its socket share one port. Readings come from this machine (sources.py says from where), and from every
+phone that pushes: `droid_sensor.py ADDRESS`, the line that is printed for Termux and QPython, or the page's own button.
+hub.py says what goes over the wire and what keeps it within bounds, web.py what is answered over HTTP, recording.py
+what a recording is.
 """
 import argparse
+import base64
+import contextlib
 import errno
-import json
 import os
+import signal
 import socket
+import ssl
 import struct
 import sys
 import threading
+import time
 
-import minws
-from examples.droid_sensor import (MAX_NAME, Reader, Sensor, add_source_options, device_name, error_message,
-                                   find_source, hello_message, numbers, sample_key, sample_message)
+from examples.droid_sensor import Linux, Reader, Simulated, device_name, positive
+from examples.sensors import certificate, qr
+from examples.sensors.hub import Hub, Refused, clean, is_number, sensors_of
+from examples.sensors.recording import Archive, Recorder, RecordingError, moment, reader_of, replay
+from examples.sensors.sources import add_source_options, find_source
+from examples.sensors.web import Guard, Site, listen, quoted
 
-PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')
-
-MAX_MESSAGE = 1 << 16         # bytes a phone may send at once; a hello of sixty sensors has five thousand
-MAX_DEVICES = 32              # more charts than this nobody looks at, and each costs every browser
-MAX_SENSORS = 64              # of one device; more than phones list
-MAX_AXES = 16                 # Android's longest: an uncalibrated pose
-MAX_KEYS = 16                 # of one device; its sensors come all at once, or each at a time of its own
-MAX_REASON = 123              # bytes of a close reason, RFC 6455 5.5
-MAX_ERROR = 300               # characters of an error text
+HOME = os.path.join(os.path.expanduser('~'), '.minws')    # the key for https, and the secret behind the cookie
+MOTION = ('m/s²', 'rad/s', '°/s', 'µT', '°')              # units of what a phone has and a laptop has not
 
 
 ##############################################################################
-# What phones send
-##############################################################################
-
-class BadMessage(Exception):
-    """A phone's message that is not the documented one; `code` is what its connection is closed with."""
-
-    def __init__(self, code, text):
-        super().__init__(text)
-        self.code = code
-
-
-def parse_push(message):
-    """Return the JSON object in a message; raises BadMessage with 1007 if there is none."""
-    try:
-        value = json.loads(message) if isinstance(message, str) else None
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise BadMessage(1007, 'not a JSON object in text')
-    return value
-
-
-def require(condition, text):
-    if not condition:
-        raise BadMessage(1008, text)
-
-
-def is_name(value):
-    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
-
-
-def is_rate(value):
-    return numbers([value], 1) is not None and 0 < value <= 1000
-
-
-def parse_sensor(name, described):
-    """Return the Sensor in one entry of a hello."""
-    require(is_name(name) and isinstance(described, dict), 'a sensor is not {name: {"unit", "axes"}}')
-    unit, axes = described.get('unit', ''), described.get('axes', [])
-    require(unit == '' or is_name(unit), 'the unit of %s is no short text' % name)
-    require(isinstance(axes, list) and len(axes) <= MAX_AXES and all(map(is_name, axes)),
-            'the axes of %s are no list of names' % name)
-    return Sensor(unit, tuple(axes))
-
-
-def parse_hello(hello):
-    """Return the checked (device, source, {sensor: Sensor}, rate, id, simulated) of a hello."""
-    require(isinstance(hello, dict), 'the hello is no object')
-    device, source = hello.get('device'), hello.get('source', 'push')
-    require(is_name(device) and is_name(source), 'the hello has no short "device" and "source"')
-    sensors, rate, identity = hello.get('sensors', {}), hello.get('rate', 1), hello.get('id')
-    require(isinstance(sensors, dict) and len(sensors) <= MAX_SENSORS, 'the hello has no or too many "sensors"')
-    require(is_rate(rate), 'the "rate" of the hello is no number of Hz')
-    require(identity is None or is_name(identity), 'the "id" of the hello is no short text')
-    sensors = {name: parse_sensor(name, described) for name, described in sensors.items()}
-    return device, source, sensors, rate, identity, hello.get('simulated') is True
-
-
-def parse_sample(value):
-    """Return the checked (stamp, {sensor: [float]}) of a sample."""
-    stamp, samples = value.get('t'), value.get('s')
-    require(numbers([stamp], 1) is not None, '"t" is no number of seconds')
-    require(isinstance(samples, dict) and 0 < len(samples) <= MAX_SENSORS, '"s" is no object of sensors')
-    reading = {}
-    for sensor, values in samples.items():
-        values = values if isinstance(values, list) else [values]
-        require(is_name(sensor), 'a sensor of the sample has no short name')
-        require(0 < len(values) <= MAX_AXES and numbers(values, len(values)) is not None,
-                'the values of %s are not numbers' % sensor)
-        reading[sensor] = values
-    return float(stamp), reading
-
-
-##############################################################################
-# Devices and those who watch them
-##############################################################################
-
-class Device:
-    """What the browsers know of one device: its hello, the last sample of each sensor, its error.
-
-    It is the listener of a Reader, and a phone's connection calls the same methods: any thread.
-    """
-
-    def __init__(self, hub, name, source, rate, simulated=False):
-        self.hub = hub
-        self.name = name
-        self.source = source
-        self.rate = rate
-        self.simulated = simulated
-        self.described = {}
-        self.samples = {}     # sensor -> (stamp, values)
-        self.keys = set()
-        self.error = None
-        self._lock = threading.Lock()
-
-    def hello(self):
-        return hello_message(self.name, self.source, self.described, self.rate, simulated=self.simulated)
-
-    def sensors(self, sensors):
-        with self._lock:
-            self.described = sensors
-            self.hub.tell(self.hello(), key=(self.name, 'hello'))
-
-    def reading(self, stamp, reading):
-        with self._lock:
-            self.error = None
-            self.samples.update((sensor, (stamp, values)) for sensor, values in reading.items())
-            for part in self._parts(reading):
-                self.hub.tell(sample_message(self.name, stamp, part), key=(self.name, sample_key(part)))
-
-    def _parts(self, reading):
-        """Return the readings to send for one: itself, unless its sensors come in ever new combinations."""
-        key = sample_key(reading)
-        if key not in self.keys and len(self.keys) >= MAX_KEYS:
-            return [{sensor: values} for sensor, values in reading.items()]
-        self.keys.add(key)
-        return [reading]
-
-    def trouble(self, text):
-        with self._lock:
-            self.error = error_message(self.name, text)
-            self.hub.tell(self.error, key=(self.name, 'error'))
-
-    def story(self):
-        """Return the messages that bring a new browser up to date."""
-        with self._lock:
-            last = [sample_message(self.name, stamp, {sensor: values})
-                    for sensor, (stamp, values) in self.samples.items()]
-            return [self.hello()] + last + ([self.error] if self.error else [])
-
-
-class Hub:
-    """Between devices and browsers; its handlers run in a thread per connection."""
-
-    def __init__(self):
-        self.server = None    # set once, before the first device speaks
-        self.devices = {}     # name -> Device
-        self.phones = {}      # connection -> (id, Device), for those whose hello came
-        self._lock = threading.Lock()
-
-    def tell(self, message, key):
-        """Send to every browser; to a slow one of each key the newest message alone. Never blocks.
-
-        Nothing goes without a key: what a phone repeats without end must not fill the queue of a browser.
-        """
-        self.server.broadcast(message, key=key, exclude=self._pushing())
-
-    def _pushing(self):
-        return [ws for ws in self.server.connections if ws.request.path == '/push']
-
-    def add(self, name, *details):
-        """Return a new Device of that name, numbered if there is one already."""
-        with self._lock:
-            require(len(self.devices) < MAX_DEVICES, 'there are %d devices already' % MAX_DEVICES)
-            taken, number = name, 2
-            while name in self.devices:
-                name, number = '%s %d' % (taken, number), number + 1
-            device = self.devices[name] = Device(self, name, *details)
-            return device
-
-    def watch(self, ws):
-        """Handle a browser: the whole story, then what tell() brings until it goes. What it says is ignored."""
-        with self._lock:
-            devices = list(self.devices.values())
-        for device in devices:
-            for message in device.story():
-                ws.send(message)
-        for _ in ws:
-            pass
-
-    def push(self, ws):
-        """Handle a phone: its messages are checked and relayed; a bad one ends its connection."""
-        device = None
-        try:
-            for message in ws:
-                device = self._take(ws, device, message)
-        except BadMessage as bad:
-            log('a push from %s was refused: %s' % (peer_name(ws), bad))
-            ws.close(bad.code, plain(bad)[:MAX_REASON])
-        except minws.ConnectionClosed:
-            pass  # phones come and go
-        finally:
-            self._forget(ws, device)
-
-    def _take(self, ws, device, message):
-        value = parse_push(message)
-        if 'hello' in value:
-            return self._greet(ws, device, *parse_hello(value['hello']))
-        require(device is not None, 'the first message is no hello')
-        if 'error' in value:
-            text = value['error'].get('text') if isinstance(value['error'], dict) else None
-            require(isinstance(text, str), 'the error has no text')
-            device.trouble(text[:MAX_ERROR])
-        else:
-            stamp, reading = parse_sample(value)
-            require(len(set(device.samples).union(reading)) <= MAX_SENSORS, 'more than %d sensors' % MAX_SENSORS)
-            device.reading(stamp, reading)
-        return device
-
-    def _greet(self, ws, device, name, source, sensors, rate, identity, simulated):
-        if device is None:
-            self._replace(identity)
-            device = self.add(name, source, rate, simulated)
-            self.phones[ws] = identity, device
-        device.sensors(sensors)
-        return device
-
-    def _replace(self, identity):
-        """End the connection that a phone lost without our hearing of it, so that it is not there twice."""
-        for ws, (known, device) in list(self.phones.items()):
-            if identity is not None and known == identity:
-                self._forget(ws, device)
-                ws.terminate()
-
-    def _forget(self, ws, device):
-        with self._lock:
-            self.phones.pop(ws, None)
-            if device is not None and self.devices.get(device.name) is device:
-                del self.devices[device.name]
-
-
-def plain(text):
-    """Return text in printable ASCII: what a peer put into it is no second line and does not move a cursor."""
-    return ascii(str(text))[1:-1]
-
-
-def log(line):
-    print(plain(line), file=sys.stderr, flush=True)
-
-
-def peer_name(ws):
-    address = ws.remote_address
-    return address[0] if isinstance(address, tuple) else str(address)
-
-
-##############################################################################
-# Command line
+# Addresses
 ##############################################################################
 
 SIOCGIFADDR = 0x8915          # linux/sockios.h
@@ -324,20 +82,158 @@ def page_addresses(host):
     return ['[%s]' % host if ':' in host else host]
 
 
-def announce(source, host, port):
+class Places:
+    """Under which addresses the server is reached, and how: for people, for phones, and for the page."""
+
+    def __init__(self, hosts, port, guard, scheme, fingerprint=''):
+        self.port = port
+        self.guard = guard
+        self.scheme = scheme
+        self.hosts = hosts
+        self.fingerprint = fingerprint
+
+    def page(self, host, password=False):
+        """Return the address of the page; with the password in it if there is one and it is wanted."""
+        query = '?password=' + quoted(self.guard.password) if password and self.guard.parts else ''
+        return '%s://%s:%d/%s' % (self.scheme, host, self.port, query)
+
+    def push(self):
+        return '%s://%s:%d/push' % ('wss' if self.scheme == 'https' else 'ws', self.hosts[0], self.port)
+
+    def start(self, password=False):
+        """Return the lines that make a phone push when they are pasted there.
+
+        Termux comes with curl and without Python, QPython with Python and without a shell.
+        """
+        query = '?password=' + quoted(self.guard.password) if password and self.guard.parts else ''
+        address = '%s://%s:%d/start%s' % (self.scheme, self.hosts[0], self.port, query)
+        # what the script then connects to must have the fingerprint
+        blind = bool(self.fingerprint)
+        context = ", context=__import__('ssl')._create_unverified_context()" if blind else ''
+        return {'termux': "pkg install -y python termux-api && curl -fs%sS '%s' | python" % ('k' * blind, address),
+                'qpython': "exec(__import__('urllib.request').request.urlopen('%s'%s).read())" % (address, context)}
+
+    def about(self, title):
+        """Return what the info for a page tells of this, a function of what the page may do."""
+        codes = {}
+
+        def about(may):
+            known = may.get('password', False)
+            text = self.page(self.hosts[0], known)
+            if text not in codes:
+                codes[text] = [''.join('01'[bool(dark)] for dark in row) for row in qr.modules(text)]
+            return {'title': title, 'addresses': [self.page(host) for host in self.hosts], 'push': self.push(),
+                    'start': self.start(known), 'qr': {'text': text, 'rows': codes[text]},
+                    'protect': self.guard.protect(), 'secure': self.scheme == 'https'}
+
+        return about
+
+
+##############################################################################
+# Replay
+##############################################################################
+
+class Playback:
+    """Let the devices of a recording say again what they said, as if it were now; start() and stop() as of a Reader."""
+
+    simulated = False
+
+    def __init__(self, hub, path, speed):
+        self.name = 'the recording %s, %g times as fast as it was' % (path, speed)
+        self.source = self            # as far as a name goes
+        self._hub = hub
+        self._path = path
+        self._speed = speed
+        self._devices = {}            # name -> Device
+        self._began = None            # (when the first reading was due here, when it was taken)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name='playback', daemon=True)
+
+    def start(self):
+        self._thread.start()
+
+    def stop(self, timeout=4.0):
+        self._stopping.set()
+        self._thread.join(timeout)
+
+    def _run(self):
+        self._hub.notice('replay', 'what is seen here was recorded before: %s' % self.name)
+        try:
+            for record in replay(self._path, self._speed, self._stopping):
+                self._play(record)
+            self._hub.notice('replay', 'the recording %s has ended' % self._path)
+        except OSError as error:
+            self._hub.notice('replay', 'the recording %s cannot be read any further: %s' % (self._path, error))
+
+    def _play(self, record):
+        hello, marker = record.get('hello'), record.get('marker')
+        if isinstance(hello, dict) and isinstance(hello.get('device'), str):
+            device = self._device(hello['device'])
+            if device is not None:
+                device.simulated, device.rate = hello.get('simulated') is True, self._rate(hello)
+                device.repeat = hello['repeat'] / self._speed if is_number(hello.get('repeat')) else 0
+                device.sensors(sensors_of(hello.get('sensors'))[0])
+        elif isinstance(marker, dict):
+            self._hub.mark(clean(marker.get('text')), 'the recording')
+        elif isinstance(record.get('s'), dict) and isinstance(record.get('d'), str):
+            device = self._device(record['d'])
+            if device is not None:
+                device.reading(self._moved(moment(record)), record['s'])
+
+    def _device(self, name):
+        """Return the Device of that name in the recording, None if there are too many."""
+        if name not in self._devices:
+            try:
+                self._devices[name] = self._hub.add(name, 'recording', 0)
+            except Refused:           # which the page says
+                self._devices[name] = None
+        return self._devices[name]
+
+    def _rate(self, hello):
+        rate = hello.get('rate')
+        return rate * self._speed if is_number(rate) and rate > 0 else 0
+
+    def _moved(self, stamp):
+        """Return when a reading is due now that was taken at `stamp`."""
+        if self._began is None:
+            self._began = time.time(), stamp
+        return self._began[0] + (stamp - self._began[1]) / self._speed
+
+
+##############################################################################
+# Command line
+##############################################################################
+
+def announce(readers, archive, places):
     """Print the source and every address; flushed, because a program may wait for the lines."""
-    hosts = page_addresses(host)
+    source = readers[0].source
     print('source: %s%s' % (source.name, ' (invented values)' if source.simulated else ''))
+    if any(isinstance(reader.source, Simulated) for reader in readers[1:]):
+        print('a simulated phone stands beside it, because this machine measures no motion')
+    if archive is not None:
+        print('all readings are recorded into %s' % archive.path)
+    guard = places.guard
     print('open in a browser, on this machine or on a phone in the same network:')
-    for name in hosts:
-        print('    http://%s:%d/' % (name, port))
-    print('phones push to ws://%s:%d/push' % (hosts[0], port))
+    for host in places.hosts:
+        print('    %s' % places.page(host, password='page' in guard.parts))
+    if sys.stdout.isatty():
+        with contextlib.suppress(UnicodeEncodeError):     # a console that has no blocks
+            print(qr.terminal(places.page(places.hosts[0], password=True)))
+    print('phones push to %s' % places.push())
+    start = places.start(password='push' in guard.parts)
+    print('a phone pushes when this is pasted into Termux (with the app Termux:API from the same store):')
+    print('    %s' % start['termux'])
+    print('or this into the console of QPython:')
+    print('    %s' % start['qpython'])
+    if guard.parts:
+        print('the password is %s' % guard.password)
+        if places.scheme == 'http':
+            print('it travels unencrypted, as all readings do: whoever listens in this network can read it; '
+                  '--https ends that')
+    if places.fingerprint:
+        print('browsers do not know who made the certificate and ask once; its SHA-256 fingerprint is')
+        print('    %s' % places.fingerprint)
     print('Ctrl-C ends it', flush=True)
-
-
-def listen(hub, host, port):
-    """Return the Server; OSError if it cannot listen there."""
-    return minws.serve({'/ws': hub.watch, '/push': hub.push}, host, port, pages={'/': PAGE}, max_size=MAX_MESSAGE)
 
 
 def sentence(error, host, port):
@@ -354,29 +250,173 @@ def port_number(text):
     return int(text)
 
 
-def main(argv=None):
-    """Serve until Ctrl-C; return the exit status."""
-    parser = argparse.ArgumentParser(prog='python3 -m examples.sensors', description='Live charts of sensor readings.')
+def add_server_options(parser):
     parser.add_argument('--host', default='0.0.0.0', help='address to listen at (default: every one of this machine)')
     parser.add_argument('--port', type=port_number, default=9000, help='0 takes a free one (default: 9000)')
+    parser.add_argument('--allow-host', action='append', default=[], metavar='NAME',
+                        help='a public name that a router or a tunnel has for this machine; may be repeated')
+    parser.add_argument('--https', action='store_true', help='with a certificate that is made for this machine')
+    parser.add_argument('--cert', metavar='FILE', help='https with a certificate of your own')
+    parser.add_argument('--key', metavar='FILE', help='its key, if that is another file')
+    parser.add_argument('--password', nargs='?', const='', default=None, metavar='PASSWORD',
+                        help='what one must know; made up if none is given')
+    parser.add_argument('--protect', choices=('push', 'page', 'both'), default='both',
+                        help='what the password is for (default: both)')
+    parser.add_argument('--record', metavar='FILE', help='append all readings to a file: SQLite if its name ends in '
+                        '.db, else JSON lines')
+    parser.add_argument('--replay', metavar='FILE', help='show a recording instead of what this machine measures')
+    parser.add_argument('--speed', type=positive, default=1.0, metavar='N',
+                        help='N times as fast as it was (default: 1)')
+
+
+def security_of(arguments, hosts):
+    """Return (the SSLContext that the arguments ask for or None, the fingerprint of a certificate that we made or '');
+    OSError or ValueError if a file is not there or not right."""
+    if not (arguments.https or arguments.cert):
+        return None, ''
+    names = [host for host in hosts + arguments.allow_host if not is_address(host)]
+    addresses = [host.strip('[]') for host in hosts + ['127.0.0.1'] if is_address(host)]
+    files = (arguments.cert, arguments.key) if arguments.cert else certificate.ensure(HOME, addresses, names)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*files)
+    return context, '' if arguments.cert else certificate.fingerprint(files[0])
+
+
+def is_address(host):
+    return ':' in host or not host.strip('0123456789.')
+
+
+def secret_of(directory):
+    """Return the bytes that cookies are made with, kept in a file so that they outlive the server."""
+    path = os.path.join(directory, 'secret')
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError), open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600),
+                                                        'wb') as file:
+            file.write(os.urandom(32))
+        with open(path, 'rb') as file:
+            secret = file.read()
+    except OSError:               # nothing can be kept: whoever was in must give the password again
+        secret = b''
+    return secret if len(secret) == 32 else os.urandom(32)
+
+
+def guard_of(arguments, secure, port):
+    """Return the Guard that the arguments ask for."""
+    if arguments.password is None:
+        return Guard()
+    password = arguments.password or base64.b32encode(os.urandom(10)).decode('ascii').lower()
+    return Guard(password, arguments.protect, secret_of(HOME), secure, port)
+
+
+def measures_motion(source):
+    """Return whether a source has what a phone would show; what is not known yet counts as if it had."""
+    return not isinstance(source, Linux) or any(probe.meaning.unit in MOTION for probe in source.probes())
+
+
+def read_into(hub, source, name, rate):
+    """Return a Reader of a source, not started, whose readings go to a new device."""
+    device = hub.add(name, source.name, rate, source.simulated, source.repeat)
+    reader = Reader(source, rate, device)
+    device.on_removed = lambda: reader.stop(0)
+    return reader
+
+
+def archive_of(arguments, hub):
+    """Return the Archive that the arguments ask for, or None; RecordingError."""
+    if arguments.replay:
+        reader_of(arguments.replay).close()       # whether it is there is said at once
+        if arguments.record and os.path.realpath(arguments.record) == os.path.realpath(arguments.replay):
+            raise RecordingError('a recording cannot be replayed into itself: give --record another file')
+    return Archive(Recorder(arguments.record), hub.notice) if arguments.record else None
+
+
+def readers_of(arguments, hub, name):
+    """Return what is to be started and stopped; the first is the one that the person at the terminal is told of."""
+    if arguments.replay and arguments.source == 'auto':
+        return [Playback(hub, arguments.replay, arguments.speed)]
+    source = find_source(arguments.source, arguments.sensors)
+    readers = [read_into(hub, source, name, arguments.rate)]
+    if arguments.replay:
+        readers.append(Playback(hub, arguments.replay, arguments.speed))
+    elif arguments.source == 'auto' and not measures_motion(source):
+        readers.append(read_into(hub, Simulated(), 'simulated phone', arguments.rate))
+    return readers
+
+
+class Ending:
+    """Ctrl-C, or being told to end, from the moment that this is made; in the main thread."""
+
+    def __init__(self):
+        self._ended = threading.Event()
+        self.reason = ''
+        for number, reason in ((signal.SIGINT, 'Ctrl-C was pressed'), (signal.SIGTERM, 'the server was told to end')):
+            signal.signal(number, lambda *_, reason=reason: self._end(reason))
+
+    def _end(self, reason):
+        self.reason = reason
+        self._ended.set()
+
+    def wait(self):
+        """Return the sentence that says what ended the program."""
+        while not self._ended.wait(1):    # Windows hears Ctrl-C between two waits
+            pass
+        return self.reason
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(prog='python3 -m examples.sensors', description='Live charts of sensor readings.')
+    add_server_options(parser)
     add_source_options(parser)
-    arguments = parser.parse_args(argv)
-    source, hub = find_source(arguments.source), Hub()
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Serve until Ctrl-C; return the exit status."""
+    arguments = parse_arguments(argv)
+    name, hosts, hub = arguments.name or device_name(), page_addresses(arguments.host), Hub()
     try:
-        hub.server = server = listen(hub, arguments.host, arguments.port)
+        security, fingerprint = security_of(arguments, hosts)
+    except (OSError, ValueError) as error:
+        return complain('https is not possible: %s' % error)
+    guard, scheme = guard_of(arguments, security is not None, arguments.port), 'https' if security else 'http'
+    site = Site(hub, guard, arguments.allow_host, scheme, fingerprint)
+    try:
+        server = listen(hub, arguments.host, arguments.port, site, ssl=security)
     except OSError as error:
-        print(sentence(error, arguments.host, arguments.port), file=sys.stderr)
-        return 1
-    device = hub.add(arguments.name or device_name(), source.name, arguments.rate, source.simulated)
-    reader = Reader(source, arguments.rate, device)
-    announce(source, arguments.host, server.port)
+        return complain(sentence(error, arguments.host, arguments.port))
     try:
-        reader.start()
-        server.serve_forever()
-    except KeyboardInterrupt:  # before serve_forever took care of it
+        hub.archive = archive_of(arguments, hub)
+    except RecordingError as error:
         server.shutdown()
+        return complain(error)
+    places = Places(arguments.allow_host + hosts, server.port, guard, scheme, fingerprint)
+    hub.about = places.about(name)
+    return run(hub, readers_of(arguments, hub, name), places)
+
+
+def complain(text):
+    print(text, file=sys.stderr)
+    return 1
+
+
+def run(hub, readers, places):
+    """Serve and read until the program is told to end; return the exit status."""
+    ending = Ending()
+    announce(readers, hub.archive, places)
+    hub.server.start()
+    for part in [hub.archive] * (hub.archive is not None) + readers:
+        part.start()
+    try:
+        hub.stop(ending.wait())
     finally:
-        reader.stop()
+        for reader in readers:
+            reader.stop()
+    try:
+        if hub.archive is not None:
+            hub.archive.close()
+    except RecordingError as error:
+        return complain(error)
     print('stopped', flush=True)
     return 0
 

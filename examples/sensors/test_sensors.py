@@ -1,4 +1,4 @@
-"""Tests of examples/droid_sensor.py, examples/sensors and examples/browser.py.
+"""Tests of examples/droid_sensor.py and of the server in examples/sensors; the page has its own.
 
 Phones are played by stand-ins that speak the documented formats: an SL4A server on a socket, a `termux-sensor` script
 on the PATH, a tree of files like /sys and /proc. Sockets are real ones on 127.0.0.1.
@@ -9,7 +9,6 @@ import math
 import os
 import queue
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,13 +20,11 @@ import types
 import pytest
 
 import minws
-from examples import browser as browser_module
 from examples import droid_sensor
-from examples.browser import Browser, find_browser
-from examples.droid_sensor import (JsonStream, Linux, Mailbox, Reader, Sensor, Simulated, Sl4a, Source, SourceError,
+from examples.droid_sensor import (JsonStream, Linux, Reader, Sensor, Simulated, Sl4a, Source, SourceError,
                                    Termux, choose_sensors, find_source, numbers)
-from examples.sensors.__main__ import (MAX_DEVICES, MAX_KEYS, PAGE, BadMessage, Hub, listen, local_addresses, main,
-                                       page_addresses, parse_hello, parse_sample, sentence)
+from examples.sensors.__main__ import Hub, listen, local_addresses, main, page_addresses, sentence
+from examples.sensors.web import PAGE
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DEADLINE = 10.0               # seconds for anything that should happen at once
@@ -137,11 +134,13 @@ class Stuck(Source):
 
 
 def test_reader_keeps_the_rate_without_drift():
-    with read(Slow(), rate=50, patience=0.3) as listener:
+    with read(Slow(), rate=50) as listener:
         events = [listener.events.get(timeout=DEADLINE) for _ in range(50)]
-    assert {kind for kind, *_ in events} == {'reading'}  # which nobody took for hanging, either
-    period = (events[-1][1] - events[0][1]) / 49
-    assert abs(period - 0.02) < 0.0015  # sleeping a period after each reading would make it 0.024
+    assert {kind for kind, *_ in events} == {'reading'}
+    stamps = [event[1] for event in events]
+    assert (stamps[-1] - stamps[0]) / 49 > 0.019
+    # On a busy machine some stretches take longer. Sleeping a period after each reading would make all of them 0.024.
+    assert min(later - stamp for stamp, later in zip(stamps, stamps[9:])) / 9 < 0.022
 
 
 def test_reader_stamps_with_seconds_since_1970():
@@ -311,7 +310,9 @@ def test_sl4a_drops_a_sensor_with_missing_values(phone):
 def test_sl4a_reads_gyroscope_and_battery_of_a_phone_that_has_them(phone):
     phone.answers.update(readSensors=FULL, sensorsReadGyroscope=[0.5, 0.25, -0.125],
                          readBatteryData={'status': 3, 'level': 81, 'voltage': 4123, 'temperature': 305})
-    with read(Sl4a(phone.environ())) as listener:
+    source = Sl4a(phone.environ())
+    source.repeat = 0
+    with read(source) as listener:
         assert listener.next_with('gyro') == [0.5, 0.25, -0.125]
         assert listener.next_with('battery') == [81.0]
         assert listener.next_with('battery voltage') == [pytest.approx(4.123)]
@@ -331,7 +332,9 @@ def test_sl4a_names_the_error_of_the_phone_and_tries_again(phone):
 
 def test_sl4a_phone_that_hangs_is_named_and_comes_back(phone):
     phone.answers['readSensors'] = FULL
-    with read(Sl4a(phone.environ()), patience=0.4) as listener:
+    source = Sl4a(phone.environ())
+    source.repeat = 0
+    with read(source, patience=0.4) as listener:
         listener.next('reading')
         phone.silent.set()
         assert 'sl4a: no reading for 0.4 seconds' in listener.next('trouble')
@@ -501,8 +504,8 @@ def test_termux_without_its_app_is_named_with_a_hint(termux, mode):
 
 def test_termux_garbage_is_named(termux):
     termux.mode('garbage')
-    with read(Termux(), patience=0.5) as listener:
-        assert 'PNG' in listener.next('trouble')
+    with read(Termux(), patience=1.0) as listener:
+        wait_until(lambda: 'PNG' in listener.next('trouble'), 'the garbage')     # once it was quick enough to say it
 
 
 def test_termux_without_sensors_is_named(termux):
@@ -583,6 +586,7 @@ def tree(tmp_path):
 
 def one_reading(tree):
     source = Linux(str(tree.path))
+    source.repeat = 0
     readings = source.readings(0.1)
     next(readings)            # rates have their first value after the second
     return source, next(readings)
@@ -645,6 +649,7 @@ def test_linux_reads_load_memory_and_rates(tree):
     tree.put('proc/stat', 'cpu  100 0 0 100 0 0 0 0 0 0\ncpu0 1 2 3')
     tree.put('proc/net/dev', NET_DEV % (1000, 2000))
     source = Linux(str(tree.path))
+    source.repeat = 0
     readings = source.readings(0.1)
     next(readings)
     tree.put('proc/stat', 'cpu  130 0 0 160 10 0 0 0 0 0\ncpu0 1 2 3')
@@ -666,6 +671,7 @@ def test_linux_goes_on_without_a_sensor_that_fails(tree):
     for zone, content in enumerate((40000, 'garbage', 42000)):
         tree.put('sys/class/thermal/thermal_zone%d/temp' % zone, content)
     source = Linux(str(tree.path))
+    source.repeat = 0
     readings = source.readings(0.1)
     assert sorted(next(readings)) == ['thermal_zone0', 'thermal_zone2']
     tree.remove('sys/class/thermal/thermal_zone2/temp')
@@ -696,7 +702,7 @@ def test_auto_takes_what_the_machine_has(monkeypatch):
 def serving(port=0):
     """Run the hub of `python3 -m examples.sensors` without a source of its own; the value is the Hub."""
     hub = Hub()
-    hub.server = listen(hub, '127.0.0.1', port)
+    listen(hub, '127.0.0.1', port)
     hub.server.start()
     hub.port = hub.server.port
     try:
@@ -716,6 +722,7 @@ class Peer:
 
     def __init__(self, hub, path):
         self.ws = minws.connect('ws://127.0.0.1:%d%s' % (hub.port, path))
+        self.waiting = []
 
     def say(self, **message):
         self.ws.send(json.dumps(message))
@@ -724,7 +731,10 @@ class Peer:
         """Return the next message for which wanted(message) is true."""
         deadline = time.monotonic() + DEADLINE
         while True:
-            message = json.loads(self.ws.recv(timeout=deadline - time.monotonic()))
+            while not self.waiting:
+                value = json.loads(self.ws.recv(timeout=deadline - time.monotonic()))
+                self.waiting = value if isinstance(value, list) else [value]
+            message = self.waiting.pop(0)
             if wanted(message):
                 return message
 
@@ -749,213 +759,6 @@ class Peer:
 
 HELLO = {'device': 'pixel', 'source': 'termux', 'rate': 5,
          'sensors': {'accel': {'unit': 'm/s²', 'axes': ['x', 'y', 'z']}, 'light': {'unit': 'lx', 'axes': []}}}
-
-
-def test_pushed_samples_reach_every_browser(hub):
-    with Peer(hub, '/ws') as one, Peer(hub, '/ws') as two, Peer(hub, '/push') as phone:
-        phone.say(hello=HELLO)
-        phone.say(d='pixel', t=1732140000.125, s={'accel': [0.5, 1, -2], 'light': 310})
-        for browser in (one, two):
-            hello = browser.hear_hello('pixel')
-            assert hello['sensors'] == HELLO['sensors'] and hello['source'] == 'termux' and not hello['simulated']
-            assert browser.hear_sample('pixel') == {'d': 'pixel', 't': 1732140000.125,
-                                                    's': {'accel': [0.5, 1.0, -2.0], 'light': 310.0}}
-        phone.say(error={'device': 'someone else', 'text': 'the battery is low'})
-        assert one.hear(lambda message: 'error' in message) == {'error': {'device': 'pixel',
-                                                                          'text': 'the battery is low'}}
-
-
-def test_a_phone_hears_nothing_of_the_others(hub):
-    with Peer(hub, '/push') as quiet, Peer(hub, '/push') as phone, Peer(hub, '/ws') as browser:
-        phone.say(hello=HELLO)
-        phone.say(t=1, s={'light': 1})
-        browser.hear_sample('pixel')
-        with pytest.raises(TimeoutError):
-            quiet.ws.recv(timeout=0.2)
-
-
-def test_late_joiner_hears_the_story(hub):
-    with Peer(hub, '/ws') as early, Peer(hub, '/push') as phone:
-        phone.say(hello=HELLO)
-        for n in range(3):
-            phone.say(t=100 + n, s={'light': n})
-        phone.say(error={'text': 'lens cap'})
-        early.hear(lambda message: 'error' in message)
-        with Peer(hub, '/ws') as late:
-            story = [json.loads(late.ws.recv(timeout=DEADLINE)) for _ in range(3)]
-    assert story[0]['hello']['sensors'] == HELLO['sensors']
-    assert story[1] == {'d': 'pixel', 't': 102, 's': {'light': 2}}
-    assert story[2] == {'error': {'device': 'pixel', 'text': 'lens cap'}}
-
-
-def test_slow_browser_gets_the_newest_values(hub):
-    device = hub.add('board', 'linux', 10)
-    with Peer(hub, '/ws') as slow, Peer(hub, '/ws') as quick:
-        slow.hear_hello('board')
-        quick.hear_hello('board')
-        for n in range(3000):     # nobody reads meanwhile
-            device.reading(float(n), {'n': [n], 'm': [-n]})
-        for peer in (slow, quick):
-            samples, newest = [], {}
-            while newest != {'n': 2999, 'm': -2999}:
-                samples.append(peer.hear_sample('board')['s'])
-                newest.update(samples[-1])
-            assert len(samples) < 300
-
-
-def test_sensors_in_ever_new_combinations_are_still_relayed(hub):
-    with Peer(hub, '/ws') as browser, Peer(hub, '/push') as phone:
-        phone.say(hello=HELLO)
-        for n in range(40):
-            phone.say(t=n, s={'a%d' % n: 1, 'b': n})
-            assert browser.hear(lambda message: 'b' in message.get('s', {}))['s']['b'] == n
-        assert len(hub.devices['pixel'].keys) <= MAX_KEYS
-
-
-def test_slow_browser_gets_what_changes_seldom_too(hub):
-    device = hub.add('board', 'linux', 10)
-    with Peer(hub, '/ws') as slow:
-        slow.hear_hello('board')
-        for n in range(1000):     # nobody reads meanwhile
-            device.reading(float(n), {'n': [n], 'seldom': [n]} if n == 500 else {'n': [n]})
-        samples = []
-        while not ({'n': 999} in samples and {'n': 500, 'seldom': 500} in samples):
-            samples.append(slow.hear_sample('board')['s'])
-        assert len(samples) < 300
-
-
-def test_phone_that_repeats_itself_costs_no_browser(hub):
-    with Peer(hub, '/ws') as slow, Peer(hub, '/push') as phone:
-        for n in range(1000):
-            phone.say(hello=dict(HELLO, rate=1 + n % 2))
-            phone.say(error={'text': 'again'})
-        phone.say(t=1, s={'light': 4})
-        wait_until(lambda: 'pixel' in hub.devices and hub.devices['pixel'].samples, 'the sample')
-        heard = []
-        slow.hear(lambda message: heard.append(message) or 's' in message)
-        assert len(heard) < 300
-
-
-def test_phones_of_one_name_are_two_devices(hub):
-    with Peer(hub, '/ws') as browser, Peer(hub, '/push') as one, Peer(hub, '/push') as two:
-        one.say(hello=HELLO)
-        browser.hear_hello('pixel')
-        two.say(hello=HELLO)
-        browser.hear_hello('pixel 2')
-        two.say(d='pixel', t=1, s={'light': 2})
-        assert browser.hear_sample('pixel 2')['s'] == {'light': 2}
-
-
-def test_phone_that_comes_back_by_its_id_is_the_same_device(hub):
-    with Peer(hub, '/ws') as browser, Peer(hub, '/push') as lost, Peer(hub, '/push') as back:
-        lost.say(hello=dict(HELLO, id='abc'))
-        browser.hear_hello('pixel')
-        back.say(hello=dict(HELLO, id='abc'))
-        browser.hear_hello('pixel')
-        assert list(hub.devices) == ['pixel']
-        lost.end()
-        back.say(t=1, s={'light': 2})
-        browser.hear_sample('pixel')
-        assert list(hub.devices) == ['pixel']
-
-
-def test_device_is_forgotten_with_its_phone(hub):
-    with Peer(hub, '/ws') as browser:
-        with Peer(hub, '/push') as phone:
-            phone.say(hello=HELLO)
-            browser.hear_hello('pixel')
-        wait_until(lambda: not hub.devices and not hub.phones, 'the end of the device')
-
-
-BAD = [
-    (1007, 'no json'),
-    (1007, b'{"hello": 1}'),
-    (1007, '[1, 2]'),
-    (1007, '[' * 60000),
-    (1008, {'t': 1, 's': {'light': 1}}),
-    (1008, {'hello': None}),
-    (1008, {'hello': dict(HELLO, device='')}),
-    (1008, {'hello': dict(HELLO, device='x' * 61)}),
-    (1008, {'hello': dict(HELLO, device='a\nb')}),
-    (1008, {'hello': dict(HELLO, rate=float('inf'))}),
-    (1008, {'hello': dict(HELLO, rate=10 ** 400)}),
-    (1008, {'hello': dict(HELLO, sensors={'light': {'unit': 3}})}),
-    (1008, {'hello': dict(HELLO, sensors={'light': {'axes': 'xyz'}})}),
-    (1008, {'hello': dict(HELLO, sensors={str(n): {} for n in range(65)})}),
-]
-BAD_AFTER_HELLO = [
-    {'t': 1},
-    {'t': 'now', 's': {'light': 1}},
-    {'t': 1, 's': {}},
-    {'t': 1, 's': {'light': 'bright'}},
-    {'t': 1, 's': {'größe': None}},
-    {'t': 1, 's': {'\U0001f600' * 60: None}},  # a close reason has room for a quarter of that
-    {'t': 1, 's': {'light': float('nan')}},
-    {'t': 1, 's': {'light': True}},
-    {'t': 1, 's': {'light': []}},
-    {'t': 1, 's': {'light': [0] * 17}},
-    {'t': 1, 's': {'\x1b[2J': 1}},
-    {'t': 1, 's': {'%d' % n: 1 for n in range(65)}},
-    {'error': 'text'},
-]
-
-
-def test_bad_pushes_close_that_phone_only(hub, capsys):
-    cases = [(code, None, bad) for code, bad in BAD] + [(1008, HELLO, bad) for bad in BAD_AFTER_HELLO]
-    with Peer(hub, '/ws') as browser, Peer(hub, '/push') as good:
-        good.say(hello=dict(HELLO, device='good'))
-        for number, (code, hello, bad) in enumerate(cases):
-            with Peer(hub, '/push') as phone:
-                if hello:
-                    phone.say(hello=hello)
-                phone.ws.send(bad if isinstance(bad, (str, bytes)) else json.dumps(bad))
-                assert phone.end() == code, bad
-            good.say(t=number, s={'light': number})
-            assert browser.hear_sample('good')['t'] == number
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(cases)
-    assert all(line.startswith('a push from 127.0.0.1 was refused: ') and line.encode('ascii') for line in lines)
-
-
-def test_devices_are_limited(hub):
-    with contextlib.ExitStack() as stack:
-        for _ in range(MAX_DEVICES):
-            stack.enter_context(Peer(hub, '/push')).say(hello=HELLO)
-        wait_until(lambda: len(hub.devices) == MAX_DEVICES)
-        last = stack.enter_context(Peer(hub, '/push'))
-        last.say(hello=HELLO)
-        assert last.end() == 1008
-
-
-def test_push_parsers():
-    assert parse_hello({'device': 'a'}) == ('a', 'push', {}, 1, None, False)
-    assert parse_sample({'t': 1, 's': {'a': 1, 'b': [1, 2]}}) == (1.0, {'a': [1], 'b': [1, 2]})
-    with pytest.raises(BadMessage):
-        parse_sample({'t': 10 ** 400, 's': {'a': 1}})
-
-
-def test_source_in_trouble_is_told_and_over_with_the_next_reading(hub):
-    device = hub.add('board', 'linux', 10)
-    with Peer(hub, '/ws') as browser:
-        browser.hear_hello('board')
-        device.trouble('linux: unplugged')
-        assert browser.hear(lambda message: 'error' in message)['error']['text'] == 'linux: unplugged'
-        assert any('error' in message for message in map(json.loads, device.story()))
-        device.reading(1.0, {'load': [0.5]})
-        browser.hear_sample('board')
-        assert not any('error' in message for message in map(json.loads, device.story()))
-
-
-def test_mailbox_keeps_the_newest_value_of_each_sensor():
-    mailbox = Mailbox()
-    mailbox.sensors({'a': Sensor('', ())})
-    mailbox.reading(1.0, {'a': [1], 'b': [1]})
-    mailbox.reading(2.0, {'a': [2]})
-    assert mailbox.take() == ({'a': Sensor('', ())}, {'a': (2.0, [2]), 'b': (1.0, [1])}, None)
-    assert mailbox.take(timeout=0) == (None, {}, None)
-    mailbox.trouble('hot')
-    mailbox.again()
-    assert mailbox.take() == ({'a': Sensor('', ())}, {}, 'hot')
 
 
 ##############################################################################
@@ -1067,244 +870,3 @@ def test_announced_addresses_are_those_of_this_machine():
             sock.bind((address, 0))   # nobody else's address can be bound
     assert page_addresses('0.0.0.0') == addresses + ['localhost']
     assert page_addresses('::1') == ['[::1]']
-
-
-def test_push_client_needs_two_files_and_comes_back_when_the_server_does(tmp_path):
-    for file in ('minws.py', 'examples/droid_sensor.py'):
-        shutil.copy(os.path.join(ROOT, file), str(tmp_path))
-    with contextlib.ExitStack() as first:
-        hub = first.enter_context(serving())
-        with Program('droid_sensor.py', 'ws://127.0.0.1:%d/push' % hub.port, '--source', 'simulated', '--rate', '20',
-                     '--name', 'pixel', cwd=str(tmp_path)) as program:
-            program.expect('^source: simulated')
-            program.expect('^connected')
-            with Peer(hub, '/ws') as browser:
-                assert browser.hear_hello('pixel')['simulated']
-                assert len(browser.hear(lambda message: 'accel' in message.get('s', {}))['s']['accel']) == 3
-            first.close()
-            program.expect('^connection lost')
-            with serving(hub.port) as again, Peer(again, '/ws') as browser:
-                assert browser.hear_hello('pixel')['sensors']['accel'] == {'unit': 'm/s²', 'axes': ['x', 'y', 'z']}
-                assert browser.hear_sample('pixel')['t'] == pytest.approx(time.time(), abs=2)
-            assert program.interrupt()[0] == 0
-
-
-def test_push_client_says_what_the_server_refuses(hub, tmp_path):
-    for path, status, words in (('/nowhere', 1, '404'), (' ', 2, 'URL')):
-        with Program('-m', 'examples.droid_sensor', 'ws://127.0.0.1:%d%s' % (hub.port, path), '--source', 'simulated',
-                     cwd=ROOT) as program:
-            assert program.process.wait(DEADLINE) == status
-            errors = program.process.stderr.read()
-        assert words in errors and 'Traceback' not in errors
-
-
-##############################################################################
-# The page in a browser
-##############################################################################
-
-needs_browser = pytest.mark.skipif(
-    find_browser() is None, reason='no Chromium here: apt-get install chromium, or name one in CHROMIUM')
-
-
-def group_lives(pid):
-    try:
-        os.killpg(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@pytest.fixture(scope='module')
-def chromium():
-    """A Browser, of which nothing may be left at the end."""
-    with Browser() as browser:
-        assert os.path.isdir(browser.profile) and group_lives(browser.process.pid)
-        yield browser
-    assert not os.path.exists(browser.profile)
-    wait_until(lambda: not group_lives(browser.process.pid), 'the end of the last child')
-
-
-def address(hub):
-    return 'http://127.0.0.1:%d/' % hub.port
-
-
-@contextlib.contextmanager
-def changing(tree):
-    """Let a thermal zone of the tree change twenty times a second."""
-    done = threading.Event()
-    temperature = tree.path.joinpath('sys/class/thermal/thermal_zone0/temp')
-    tree.put('sys/class/thermal/thermal_zone0/type', 'cpu-thermal')
-    tree.put('sys/class/thermal/thermal_zone0/temp', 40000)
-
-    def change():
-        n = 0
-        while not done.wait(0.05):
-            n += 1
-            tree.put('new', '%d' % (45000 + 4000 * math.sin(n / 5)))
-            tree.path.joinpath('new').replace(temperature)  # never half written
-
-    thread = threading.Thread(target=change, daemon=True)
-    thread.start()
-    yield
-    done.set()
-    thread.join()
-
-
-def text_of(selector):
-    return '(document.querySelector(%s) || {textContent: ""}).textContent' % json.dumps(selector)
-
-
-def shown(selector):
-    return '!!document.querySelector(%s) && !document.querySelector(%s).hidden' % ((json.dumps(selector),) * 2)
-
-
-CARD = '[data-sensor=cpu-thermal]'
-PIXELS = 'document.querySelector("%s canvas").toDataURL()' % CARD
-
-
-@needs_browser
-def test_page_draws_goes_stale_and_reconnects(chromium, tree):
-    with contextlib.ExitStack() as first, changing(tree):
-        hub = first.enter_context(serving())
-        reader = Reader(Linux(str(tree.path)), 10, hub.add('board', 'linux', 10))
-        reader.start()
-        page = chromium.open(address(hub))
-        page.wait_for(text_of('#state') + ' === "live"')
-        page.wait_for('/^(8|9|10|11)\\.\\d Hz$/.test(%s)' % text_of(CARD + ' .rate'))
-        assert page.evaluate(text_of(CARD + ' .unit')) == '°C'
-        assert page.evaluate(text_of('.device h2')) == 'board'
-        assert 40 < float(page.evaluate(text_of(CARD + ' dd'))) < 50
-        assert page.evaluate('document.querySelector("%s canvas").getAttribute("aria-label")' % CARD)
-        pixels, picture = page.evaluate(PIXELS), page.screenshot()
-        page.wait_for('%s !== %s' % (PIXELS, json.dumps(pixels)))
-        wait_until(lambda: page.screenshot() != picture, 'another picture')
-        assert picture.startswith(b'\x89PNG')
-        assert not page.evaluate(shown(CARD + ' .staleness')) and not page.evaluate(shown('.simulated'))
-        reader.stop()
-        page.wait_for(shown(CARD + ' .staleness'))
-        assert page.evaluate(text_of(CARD + ' .staleness')).startswith('stale ')
-        assert page.evaluate(text_of(CARD + ' .rate')) == '– Hz'
-        first.close()
-        page.wait_for('/^connection lost/.test(%s)' % text_of('#state'))
-        with serving(hub.port) as again:
-            page.wait_for(text_of('#state') + ' === "live"')
-            again.add('board', 'linux', 10).reading(time.time(), {'cpu-thermal': [77.0]})
-            page.wait_for('/^77/.test(%s)' % text_of(CARD + ' dd'))
-            page.wait_for('!(%s)' % shown(CARD + ' .staleness'))
-        assert page.errors() == []
-
-
-@needs_browser
-def test_page_pauses_and_keeps_what_it_hears(chromium, hub):
-    device = hub.add('board', 'linux', 10)
-    device.sensors({'n': Sensor('m', ())})
-    device.reading(1000.0, {'n': [1.0]})
-    page = chromium.open(address(hub))
-    value = text_of('[data-sensor=n] dd')
-    page.wait_for('/^1(\\.0*)?$/.test(%s)' % value)
-    page.evaluate('document.querySelector("#pause").click()')
-    for n in range(2, 6):
-        device.reading(1000.0 + n, {'n': [float(n)]})
-    device.reading(1005.0, {'n': [5.0]})  # told twice
-    device.reading(995.0, {'n': [0.5], 'seldom': [1.0]})  # overtaken
-    device.reading(1005.0, {'last': [1.0]})
-    page.wait_for('devices.get("board").charts.has("last")')
-    assert page.evaluate('devices.get("board").charts.get("n").times.length') == 5
-    assert page.evaluate('new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(%s))))'
-                         % value).startswith('1')
-    page.evaluate('document.querySelector("#pause").click()')
-    page.wait_for('/^5/.test(%s)' % value)
-    device.reading(500.0, {'n': [8.0]})   # its clock was put back
-    page.wait_for('/^8/.test(%s)' % value)
-    assert page.errors() == []
-
-
-@needs_browser
-def test_page_draws_once_per_frame(chromium, hub):
-    device = hub.add('board', 'linux', 10)
-    page = chromium.open(address(hub))
-    device.reading(1.0, {'n': [1.0]})
-    page.wait_for(shown('[data-sensor=n]'))
-    drawn = page.evaluate('''new Promise(done => {
-        const chart = devices.get('board').charts.get('n'), draw = chart.draw;
-        let count = 0;
-        requestAnimationFrame(() => {
-            chart.draw = function () { count++; draw.call(chart); };
-            for (let i = 2; i < 500; i++) received(JSON.stringify({d: 'board', t: i, s: {n: i}}));
-            requestAnimationFrame(() => requestAnimationFrame(() => done([count, chart.times.length])));
-        });
-    })''')
-    assert drawn[0] == 1
-    assert 300 <= drawn[1] <= 360  # of 499 seconds five minutes are kept, and at most a fifth more
-
-
-@needs_browser
-def test_page_shows_peers_text_as_text(chromium, hub):
-    evil = '<img src=x onerror="document.title=1">'
-    device = hub.add(evil, evil, 10, True)
-    device.sensors({evil: Sensor(evil, (evil, '__proto__'))})
-    device.reading(1.0, {evil: [1.0, 2.0], '__proto__': [3.0]})
-    page = chromium.open(address(hub), width=320, height=600, dark=True)
-    page.wait_for('document.querySelectorAll(".card dd").length === 3')
-    device.trouble(evil)
-    page.wait_for('/img/.test(%s)' % text_of('.error'))
-    assert page.evaluate('document.querySelectorAll("img").length') == 0
-    assert page.evaluate('document.title') == 'Sensors'
-    assert page.evaluate(shown('.simulated'))
-    assert page.evaluate('document.documentElement.scrollWidth') <= 320
-    assert page.evaluate('matchMedia("(prefers-color-scheme: dark)").matches')
-    assert page.errors() == []
-
-
-@needs_browser
-def test_page_makes_its_phone_a_sensor(chromium, hub):
-    page = chromium.open(address(hub))
-    page.evaluate('document.querySelector("#phone").click()')
-    page.wait_for('phone && phone.ws.readyState === 1')
-    page.evaluate('''window.dispatchEvent(new DeviceMotionEvent('devicemotion', {
-        accelerationIncludingGravity: {x: 1.5, y: -2.5, z: 9.5}, interval: 16}))''')
-    page.wait_for('document.querySelectorAll("[data-sensor=accel] dd").length === 3')
-    assert page.evaluate('Array.from(document.querySelectorAll("[data-sensor=accel] dd"), dd => Number('
-                         'dd.textContent.replace("−", "-")))') == [1.5, -2.5, 9.5]
-    assert page.evaluate(text_of('#phone')) == 'Stop sending'
-    page.evaluate('document.querySelector("#phone").click()')
-    wait_until(lambda: not hub.phones, 'the end of the phone')
-    assert page.evaluate(text_of('#phone')) == 'Use this phone as a sensor'
-    assert page.errors() == []
-
-
-@needs_browser
-def test_page_says_plainly_that_its_context_is_not_secure(chromium, hub):
-    page = chromium.open(address(hub))
-    page.evaluate('Object.defineProperty(window, "isSecureContext", {value: false}); 0')
-    page.evaluate('document.querySelector("#phone").click()')
-    page.wait_for(shown('#notice'))
-    notice = page.evaluate(text_of('#notice p'))
-    assert 'not a secure context' in notice and 'adb reverse tcp:%d' % hub.port in notice
-
-
-def test_page_is_small_and_needs_nothing_from_outside():
-    with open(PAGE, encoding='utf-8') as file:
-        page = file.read()
-    assert len(page.encode('utf-8')) < 25000
-    assert not re.search(r'(src|href)=["\'](https?:)?//|@import|innerHTML|insertAdjacent|document\.write', page)
-
-
-@needs_browser
-def test_browser_evaluates_waits_and_names_errors(chromium, hub):
-    page = chromium.open(address(hub))
-    assert page.evaluate('Promise.resolve({a: [1, "ü", null]})') == {'a': [1, 'ü', None]}
-    with pytest.raises(browser_module.PageError, match='ReferenceError: nothing'):
-        page.evaluate('nothing')
-    assert page.wait_for('document.body') == {}
-    with pytest.raises(TimeoutError, match='0.1 seconds'):
-        page.wait_for('false', timeout=0.1)
-    with pytest.raises(browser_module.PageError):
-        page.navigate('http://127.0.0.1:1/')
-
-
-def test_browser_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setenv('CHROMIUM', '/nowhere/chromium')
-    assert find_browser() is None
-    with pytest.raises(FileNotFoundError, match='apt-get install chromium'):
-        Browser()

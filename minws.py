@@ -47,15 +47,15 @@ __all__ = [
     'BinaryMessage', 'CLOSE_TIMEOUT', 'CloseControlMessage', 'ConcurrencyError', 'ConnectionClosed',
     'ConnectionClosedError', 'ConnectionClosedOK', 'DeflateFrame', 'EPollPoller', 'EchoWebSocket', 'Extension', 'Frame',
     'FrameTooLargeException', 'HandshakeError', 'Headers', 'Heartbeat', 'InvalidBytesError', 'InvalidHandshake',
-    'InvalidHeader', 'InvalidHeaderFormat', 'InvalidHeaderValue', 'InvalidMessage', 'InvalidProxy', 'InvalidProxyStatus',
-    'InvalidStatus', 'InvalidStatusCode', 'InvalidURI', 'InvalidUpgrade', 'KQueuePoller', 'Message', 'NegotiationError',
-    'OPCODE_BINARY', 'OPCODE_CLOSE', 'OPCODE_CONTINUATION', 'OPCODE_PING', 'OPCODE_PONG', 'OPCODE_TEXT',
-    'PayloadTooBig', 'PerMessageDeflate', 'PingControlMessage', 'PollPoller', 'PongControlMessage', 'ProtocolError',
-    'ProtocolException', 'ProxyError', 'Request', 'Response', 'ScriptedSocket', 'SecurityError', 'SelectPoller',
-    'Server', 'State', 'Stream', 'StreamClosed', 'TextFrameEncodingException', 'TextMessage', 'UnsupportedFrameTypeException', 'Utf8Validator', 'WebSocket',
-    'WebSocketBaseClient', 'WebSocketClient', 'WebSocketException', 'WebSocketManager', 'WS_KEY', 'WS_VERSION',
-    'accept', 'apply_mask', 'basic_auth', 'configure_logger', 'connect', 'format_addresses', 'pair', 'reconnect',
-    'serve', 'unix_connect', 'unix_serve']
+    'InvalidHeader', 'InvalidHeaderFormat', 'InvalidHeaderValue', 'InvalidMessage', 'InvalidProxy',
+    'InvalidProxyStatus', 'InvalidStatus', 'InvalidStatusCode', 'InvalidURI', 'InvalidUpgrade', 'KQueuePoller',
+    'Message', 'NegotiationError', 'OPCODE_BINARY', 'OPCODE_CLOSE', 'OPCODE_CONTINUATION', 'OPCODE_PING', 'OPCODE_PONG',
+    'OPCODE_TEXT', 'PayloadTooBig', 'PerMessageDeflate', 'PingControlMessage', 'PollPoller', 'PongControlMessage',
+    'ProtocolError', 'ProtocolException', 'ProxyError', 'Request', 'Response', 'ScriptedSocket', 'SecurityError',
+    'SelectPoller', 'Server', 'State', 'Stream', 'StreamClosed', 'TextFrameEncodingException', 'TextMessage',
+    'UnsupportedFrameTypeException', 'Utf8Validator', 'WebSocket', 'WebSocketBaseClient', 'WebSocketClient',
+    'WebSocketException', 'WebSocketManager', 'WS_KEY', 'WS_VERSION', 'accept', 'apply_mask', 'basic_auth',
+    'configure_logger', 'connect', 'format_addresses', 'pair', 'reconnect', 'serve', 'unix_connect', 'unix_serve']
 
 
 ########################################################################################################################
@@ -6179,7 +6179,8 @@ def client_headers(scheme, host, port, key, userinfo, subprotocols, extensions, 
 
 def check_answer(response, sent, extensions):
     """Return what check_response() does; its key and the subprotocols are those in the headers that were *sent*."""
-    return check_response(response, sent.get('Sec-WebSocket-Key', ''), sent.elements('Sec-WebSocket-Protocol'), extensions)
+    key, offered = sent.get('Sec-WebSocket-Key', ''), sent.elements('Sec-WebSocket-Protocol')
+    return check_response(response, key, offered, extensions)
 
 
 def new_key():
@@ -6221,8 +6222,8 @@ class WebSocketBaseClient(WebSocket):
 
     ``connect()`` blocks until the handshake is done and calls ``handshake_ok()``, to be overridden: give it to a
     manager there, or call run() in a thread. *ssl_options* are those of tls_context(), which verifies unless
-    ``cert_reqs`` says otherwise, or ``context``, one of your own. *headers* are extra ones, *exclude_headers* names to leave
-    out. ``ws+unix`` requests '/', unless ``resource`` is set before connecting.
+    ``cert_reqs`` says otherwise, or ``context``, one of your own. *headers* are extra ones, *exclude_headers* names to
+    leave out. ``ws+unix`` requests '/', unless ``resource`` is set before connecting.
     """
     open_timeout = OPEN_TIMEOUT
     _handshake = None
@@ -6390,12 +6391,12 @@ def redirected(uri, response):
 def connect(uri, *, redirects=0, headers=None, additional_headers=None, auth=None, **options):
     """Connect to *uri* and return a blocking WebSocket: a context manager that closes it.
 
-    *subprotocols* are names; *headers* extra ones, which replace ours, *exclude_headers* names to leave out; *origin*, *user_agent* (None:
-    none). *ssl* is an SSLContext instead of one that verifies with the system's certificates; for one of your own,
-    ``ssl.create_default_context(cafile='its.pem')``; *server_hostname* is the name to verify instead of the URI's.
-    *auth* is (user, password), as in the URI; *proxy* http://host:port, True for the environment's, or None; *sock* a
-    connected socket. *redirects* (at most 5) are followed, never from wss to ws, nor with credentials to another
-    origin. *open_timeout* is for all of it; the other options are those of serve().
+    *subprotocols* are names; *headers* extra ones, which replace ours, *exclude_headers* names to leave out; *origin*,
+    *user_agent* (None: none). *ssl* is an SSLContext instead of one that verifies with the system's certificates; for
+    one of your own, ``ssl.create_default_context(cafile='its.pem')``; *server_hostname* is the name to verify instead
+    of the URI's. *auth* is (user, password), as in the URI; *proxy* http://host:port, True for the environment's, or
+    None; *sock* a connected socket. *redirects* (at most 5) are followed, never from wss to ws, nor with credentials to
+    another origin. *open_timeout* is for all of it; the other options are those of serve().
 
     *additional_headers* and *user_agent_header* are other names of *headers* and *user_agent*.
 
@@ -6403,7 +6404,7 @@ def connect(uri, *, redirects=0, headers=None, additional_headers=None, auth=Non
     and by its subclasses the reason: see InvalidStatus, InvalidMessage and the others; OSError, TimeoutError.
     """
     expect(0 <= redirects <= 5, '0 to 5 redirects are followed', redirects, ValueError)
-    expect(headers is None or additional_headers is None, 'headers and additional_headers are one thing: give one of them',
+    expect(headers is None or additional_headers is None, 'give either headers or additional_headers: they are one thing',
            additional_headers)
     headers, auth = Headers(additional_headers if headers is None else headers), auth or parse_uri(uri)[4]
     if 'user_agent_header' in options:

@@ -12450,7 +12450,8 @@ def test_credentials_that_cannot_be_sent_as_they_are_are_refused(options, name, 
 
 
 @pytest.mark.parametrize('userinfo, options, text', [
-    ('j\xf6rg:\u20ac', {}, 'j\xf6rg:\u20ac'), ('pi:rasp', {}, 'pi:rasp'), ('p%40i:r%C3%A9sp', {}, 'p@i:r\xe9sp'), ('pi', {}, 'pi:'),
+    ('j\xf6rg:\u20ac', {}, 'j\xf6rg:\u20ac'), ('pi:rasp', {}, 'pi:rasp'), ('p%40i:r%C3%A9sp', {}, 'p@i:r\xe9sp'),
+    ('pi', {}, 'pi:'),
     ('pi:rasp', {'auth': ('other', 'one')}, 'other:one')])
 def test_connect_takes_credentials_from_the_url(userinfo, options, text):
     requests = []
@@ -12584,7 +12585,8 @@ def test_each_failure_has_an_exception_of_its_own_under_one_tree(answer, kind, c
 
 
 def test_the_names_that_programs_for_websockets_catch():
-    for name in ('InvalidHandshake InvalidStatus InvalidStatusCode InvalidHeader InvalidHeaderFormat InvalidHeaderValue '
+    for name in ('InvalidHandshake InvalidStatus InvalidStatusCode InvalidHeader InvalidHeaderFormat '
+                 'InvalidHeaderValue '
                  'InvalidMessage InvalidProxy InvalidProxyStatus InvalidURI InvalidUpgrade NegotiationError ProxyError '
                  'SecurityError').split():
         assert name in minws.__all__ and issubclass(getattr(minws, name), minws.HandshakeError)
@@ -12874,7 +12876,8 @@ def vanishing(made, count, ending):
     return handler
 
 
-@pytest.mark.parametrize('ending', [lambda ws: ws.close_connection(), lambda ws: ws.close(1011), lambda ws: ws.close(4000),
+@pytest.mark.parametrize('ending', [lambda ws: ws.close_connection(), lambda ws: ws.close(1011),
+                                    lambda ws: ws.close(4000),
                                     lambda ws: ws.close(1000)], ids=['cut', '1011', '4000', '1000'])
 def test_the_obvious_loop_goes_on_after_a_loss(ending):
     made, got, stop = [], [], threading.Event()

@@ -14,7 +14,8 @@ from .checks import CHECKS, run
 
 WIDTH = max(map(len, map(str, ROWS)))
 LEGEND = """
-OK: sent by minws and by the peer.  OK>: by minws only, the peer cannot.  -: not with this peer.  absent: needs openssl."""
+OK: sent by minws and by the peer.  OK>: by minws only, the peer cannot.
+-: not with this peer.  absent: needs openssl."""
 
 
 def cell(bench, row, check, failures):

@@ -6404,7 +6404,7 @@ def connect(uri, *, redirects=0, headers=None, additional_headers=None, auth=Non
     and by its subclasses the reason: see InvalidStatus, InvalidMessage and the others; OSError, TimeoutError.
     """
     expect(0 <= redirects <= 5, '0 to 5 redirects are followed', redirects, ValueError)
-    expect(headers is None or additional_headers is None, 'give either headers or additional_headers: they are one thing',
+    expect(headers is None or additional_headers is None, 'give headers or additional_headers: they are one thing',
            additional_headers)
     headers, auth = Headers(additional_headers if headers is None else headers), auth or parse_uri(uri)[4]
     if 'user_agent_header' in options:

@@ -90,7 +90,7 @@ READ_SIZE = 1 << 16     # bytes asked of one recv(): 256 KiB cost 13 us more, fo
 WRITE_SOFT = 1 << 16    # unsent bytes at which a blocking sender waits and a managed peer is not read
 WRITE_HARD = 1 << 20    # unsent bytes at which a peer that does not read is dropped
 WRITE_TIMEOUT = 10      # seconds in which the kernel takes no byte for a peer, then it is dropped
-TURN = 0.25             # seconds between two looks at connections that nobody reads, and at the clocks
+INTERVAL = 0.25             # seconds between two looks at connections that nobody reads, and at the clocks
 MAX_KEYS = 1024         # keyed messages that wait for a slow peer, or are kept for late joiners; the oldest give way
 WINDOW = 4              # keyed messages in flight: 40 a second at 100 ms round trip, and never stale
 OWN_PING = b'minws'     # how the payloads of our own pings begin: their pongs are no news for the user
@@ -173,9 +173,9 @@ class InvalidStatus(HandshakeError):
     def __init__(self, response):
         said, plain = '', response.headers.get('Content-Type', '').startswith('text/plain')
         if plain and response.body.strip():
-            said = ': ' + quote(response.body.decode('utf-8', 'replace').strip())
+            said = ': ' + shown(response.body.decode('utf-8', 'replace').strip())
         HandshakeError.__init__(self, 'the server answered %d %s%s' % (
-            response.status_code, quote(response.reason_phrase), said), response=response)
+            response.status_code, shown(response.reason_phrase), said), response=response)
         self.status_code = self.status
 
 
@@ -213,7 +213,7 @@ class ConnectionClosed(WebSocketException, RuntimeError):
     """
 
     def __init__(self, code=1006, reason='', rcvd=None, sent=None):
-        how = quote(reason) if rcvd else 'no close frame received, sent %s' % quote(sent)
+        how = shown(reason) if rcvd else 'no close frame received, sent %s' % shown(sent)
         WebSocketException.__init__(self, 'connection closed: %d, %s' % (code, how), code)
         self.reason, self.rcvd, self.sent = reason, rcvd, sent
 
@@ -267,7 +267,7 @@ def configure_logger(stdout=True, filepath=None, level=20):
     return logger
 
 
-def quote(text):
+def shown(text):
     """Return a peer's *text* (any object) for a log line: in ASCII, escaped, cut after 200 characters."""
     text = ascii(text)
     return text if len(text) <= 200 else text[:200] + '...'
@@ -478,7 +478,7 @@ class Message:
         return str(self.data, self.encoding)
 
     def __repr__(self):
-        return '<%s %s>' % (type(self).__name__, quote(self.data))
+        return '<%s %s>' % (type(self).__name__, shown(self.data))
 
 
 def _message_bytes(data, encoding='utf-8'):
@@ -1327,9 +1327,9 @@ def is_number(text, digits=10):
 def check_field(text, what='header'):
     """Return *text* if it may stand in a head; TypeError unless it is str, ValueError for control characters."""
     if not isinstance(text, str):
-        raise TypeError('%s is str, not %s' % (what, quote(text)))
+        raise TypeError('%s is str, not %s' % (what, shown(text)))
     if len(text.encode('latin-1', 'ignore').translate(None, _CONTROLS)) != len(text):
-        raise ValueError('%s has a control character, or one beyond ISO 8859-1: %s' % (what, quote(text)))
+        raise ValueError('%s has a control character, or one beyond ISO 8859-1: %s' % (what, shown(text)))
     return text
 
 
@@ -1350,7 +1350,7 @@ class Headers:
     def add(self, name, value):
         """Append a field."""
         if not is_token(name):
-            raise ValueError('header name is a token, not %s' % quote(name))
+            raise ValueError('header name is a token, not %s' % shown(name))
         self.lines += ('%s: %s\r\n' % (name, check_field(value, 'header value'))).encode('latin-1')
         self._values = None
 
@@ -1445,7 +1445,7 @@ class Request:
     @property
     def query(self):
         pairs = [pair.partition('=') for pair in self.target.partition('?')[2].replace('+', ' ').split('&') if pair]
-        return {unquote(name): unquote(value) for name, _, value in pairs}
+        return {percent_decoded(name): percent_decoded(value) for name, _, value in pairs}
 
     @property
     def cookies(self):
@@ -1453,7 +1453,7 @@ class Request:
         return {name.strip(' \t'): value.strip(' \t"') for name, equals, value in pairs if equals}
 
     def __repr__(self):
-        return '<Request %s %s>' % (self.method, quote(self.target))
+        return '<Request %s %s>' % (self.method, shown(self.target))
 
 
 class Response:
@@ -1531,7 +1531,7 @@ class Response:
             close()
 
     def __repr__(self):
-        return '<Response %d %s>' % (self.status_code, quote(self.reason_phrase))
+        return '<Response %d %s>' % (self.status_code, shown(self.reason_phrase))
 
 
 def _compressed(response):
@@ -1611,7 +1611,7 @@ def parse_response(head):
     line, headers = parse_head(head)
     version, status, reason = (line.split(' ', 2) + ['', ''])[:3]
     if version not in ('HTTP/1.1', 'HTTP/1.0') or len(status) != 3 or not is_number(status):
-        raise HandshakeError('malformed status line: %s' % quote(line))
+        raise HandshakeError('malformed status line: %s' % shown(line))
     return Response(status, reason, headers)
 
 
@@ -1628,7 +1628,7 @@ def parse_host(text):
     return host.lower(), int(port) if port else None
 
 
-def unquote(text):
+def percent_decoded(text):
     """Return *text* with its percent escapes decoded, once, as UTF-8; what is not UTF-8 becomes U+FFFD."""
     decoded, *rest = text.encode('latin-1', 'replace').split(b'%')
     for part in rest:
@@ -1647,7 +1647,7 @@ def check_pathname(pathname):
     needless = [octet for octet in escapes if len(octet) < 2 or octet.strip(_DIGITS + 'ABCDEF')
                 or octet < '20' or octet == '7F' or chr(int(octet, 16)) in _ALPHANUMERIC + '-._~/\\']
     if (needless or '' in segments[:-1] or '.' in segments or '..' in segments or '\\' in pathname
-            or '\ufffd' in unquote(pathname)):
+            or '\ufffd' in percent_decoded(pathname)):
         raise HandshakeError('there is nothing at this path', 404)
 
 
@@ -1793,7 +1793,7 @@ def check_subprotocols(names):
         raise TypeError('subprotocols is a list of str')
     names = list(names or ())
     if len(set(names)) != len(names) or not all(map(is_token, names)):
-        raise ValueError('subprotocols are unique tokens: %s' % quote(names))
+        raise ValueError('subprotocols are unique tokens: %s' % shown(names))
     return names
 
 
@@ -1846,7 +1846,7 @@ def parse_uri(uri):
 
     With ws+unix the host is a path and the port None.
     """
-    wrong = InvalidURI('this is no ws://, wss:// or ws+unix:// URL without fragment and spaces: %s' % quote(uri))
+    wrong = InvalidURI('this is no ws://, wss:// or ws+unix:// URL without fragment and spaces: %s' % shown(uri))
     scheme, _, rest = uri.partition('://')
     scheme = scheme.lower()
     if not rest or scheme not in ('ws', 'wss', 'ws+unix', 'wss+unix') or '#' in uri or '\x7f' in uri or min(uri) <= ' ':
@@ -1861,10 +1861,11 @@ def parse_uri(uri):
     except (HandshakeError, ValueError, LookupError):       # the codec idna is not everywhere
         raise wrong
     user, _, password = percent_encoded(userinfo).partition(':')
-    if port == 0 or '\ufffd' in unquote(user + ':' + password):    # RFC 7617 has no way to send what is not UTF-8
+    # RFC 7617 has no way to send what is not UTF-8
+    if port == 0 or '\ufffd' in percent_decoded(user + ':' + password):
         raise wrong
     return (scheme, host, port or (443 if scheme == 'wss' else 80), resource if resource[:1] == '/' else '/' + resource,
-            (unquote(user), unquote(password)) if at else None)
+            (percent_decoded(user), percent_decoded(password)) if at else None)
 
 
 def host_header(scheme, host, port):
@@ -1876,7 +1877,7 @@ def host_header(scheme, host, port):
 def basic_credentials(user, password):
     """Return the value of Authorization for HTTP basic authentication, RFC 7617; ValueError for a colon in *user*."""
     if ':' in user:
-        raise ValueError('a user name has no colon, which ends it: %s' % quote(user))
+        raise ValueError('a user name has no colon, which ends it: %s' % shown(user))
     return 'Basic ' + _base64(('%s:%s' % (user, password)).encode('utf-8'))
 
 
@@ -2047,7 +2048,7 @@ class Loop:
 
     An entry has ``fd``, its descriptor; ``events`` (READ, WRITE, both or 0), what it waits for; ``due`` (monotonic),
     when its ``tick(now)`` is to be called; and what serve() of a subclass calls, between ``_serving = entry`` and
-    turn_over(). No lock is held while an entry has its turn. A subclass that sets ``pending`` has share(), which sends
+    turn_ended(). No lock is held while an entry has its turn. A subclass that sets ``pending`` has share(), which sends
     it.
     """
     pending = None          # a manager's broadcast that leaves at the end of this round
@@ -2107,12 +2108,12 @@ class Loop:
                 if not self._released:
                     self._change(entry.fd, entry.events, 0)
             if wait and threading.get_ident() != self.thread_id:
-                self._awaiting += 1     # first this, then the look: turn_over() does it the other way round
+                self._awaiting += 1     # first this, then the look: turn_ended() does it the other way round
                 while self._serving is entry:
                     self._guard.wait()
                 self._awaiting -= 1
 
-    def turn_over(self):
+    def turn_ended(self):
         """The turn of an entry has ended: tell those who wait for it."""
         self._serving = None
         if self._awaiting:
@@ -2184,10 +2185,10 @@ class Loop:
                 except Exception:       # one bad entry must not end the loop
                     default_logger().error('exception in a clock', exc_info=True)
                     entry.abort()
-                self.turn_over()
+                self.turn_ended()
             earliest = min(earliest, entry.due)
         with self._guard:
-            self._next = min(self._next, max(earliest, now + TURN))
+            self._next = min(self._next, max(earliest, now + INTERVAL))
 
     def release(self):
         """Close what the loop itself has open, once."""
@@ -2220,7 +2221,7 @@ def _address(sock, method):
 
 def format_addresses(ws):
     """Return the addresses of both ends of *ws*, for a log line."""
-    ends = [('%s:%s' % end if isinstance(end, tuple) and len(end) == 2 else quote(end) if end else '?')
+    ends = [('%s:%s' % end if isinstance(end, tuple) and len(end) == 2 else shown(end) if end else '?')
             for end in (ws.local_address, ws.peer_address)]
     return '[Local => %s | Remote => %s]' % tuple(ends)
 
@@ -2755,7 +2756,7 @@ class Sender(Transport):
             if full:
                 self.drop()
                 raise self.closed_error()
-            turn.over.wait(TURN)
+            turn.over.wait(INTERVAL)
 
     def _put_message(self, frames, message=None):
         self.sender_waits = self.driver.eager and sum(len(data) for _, data, _ in frames) > WRITE_SOFT
@@ -2807,7 +2808,7 @@ class Sender(Transport):
                     return True
                 if turn.owner == threading.get_ident() or not self.driver.may_wait():
                     return False
-            turn.over.wait(TURN)
+            turn.over.wait(INTERVAL)
 
     def _end_turn(self, turn):
         """The fragmented message is over: let go what waited behind it, in its order."""
@@ -2898,7 +2899,7 @@ class Sender(Transport):
                 turn = self.output.turn
                 if turn is None or turn.owner == threading.get_ident() or copy.opcode >= OPCODE_CLOSE:
                     return self._put_copy(copy)
-            turn.over.wait(TURN)
+            turn.over.wait(INTERVAL)
 
     def _put_copy(self, frame):
         code = struct.unpack('!H', frame.body[:2])[0] if len(frame.body) > 1 else 1005
@@ -3066,7 +3067,7 @@ class Connection(Sender):
             self.send_close(error.code, str(error).encode('utf-8')[:123])
             self.become(DRAINING)
         if not logged:
-            self.log('failed with %d: %s', error.code, quote(str(error)))
+            self.log('failed with %d: %s', error.code, shown(str(error)))
 
     def callback_failed(self):
         """A method of the user's raised: log it with its traceback, close with 1011."""
@@ -3333,7 +3334,7 @@ class Driver:
         while output.queued > WRITE_SOFT and connection.state != CLOSED:
             if connection.loop is None and time.monotonic() > output.due:
                 connection.drop()
-            elif not connection.wait(WRITE, TURN):
+            elif not connection.wait(WRITE, INTERVAL):
                 self.while_stuck()
             connection.flush_waiting()
         if output.chunk is not None and connection.wait(WRITE, 0.01):
@@ -3463,7 +3464,7 @@ class CallbackDriver(Driver):
             return True
         # in steps, for what another thread leaves to be written, and for the clocks that it starts
         ready = connection.wait(connection.events | (WRITE if output.queued else 0),
-                                max(0, min(TURN, connection.due - time.monotonic())))
+                                max(0, min(INTERVAL, connection.due - time.monotonic())))
         if time.monotonic() >= connection.due:
             connection.tick(time.monotonic())
         return ready
@@ -3562,7 +3563,7 @@ class Role:
         while not self.take(token):
             self.line.remove(token)
             self.wake()
-            self.wait(TURN)
+            self.wait(INTERVAL)
 
 
 class Inbox:
@@ -3656,7 +3657,7 @@ class PumpDriver(Driver):
             if self.connection.loop is None:
                 return bool(ready())        # it may have come with the end
             if stood_back and (timeout is None or timeout > 0):
-                role.wait(TURN if timeout is None else min(timeout, TURN))
+                role.wait(INTERVAL if timeout is None else min(timeout, INTERVAL))
             if timeout is not None:
                 timeout = deadline - time.monotonic()
                 if timeout <= 0:
@@ -3689,7 +3690,7 @@ class PumpDriver(Driver):
         try:
             data = connection.read()
         except (OSError, TypeError) as error:
-            connection.log('connection lost: %s', quote(str(error)))
+            connection.log('connection lost: %s', shown(str(error)))
             data = b''
         except BaseException:       # of a signal handler: what was read is lost
             connection.abort()
@@ -3737,8 +3738,8 @@ class PumpDriver(Driver):
             self.connection.abort()
             self.pump_until(self._is_over, DRAIN_TIMEOUT)
 
-    def keep(self, at_turn):
-        """The keeper's look: *at_turn* every TURN seconds, else because the socket is ready; return what to watch.
+    def keep(self, at_interval):
+        """The keeper's look, every INTERVAL seconds or because the socket is ready; return what to watch.
 
         | handler          | receive queue | verdict | what the keeper does            | waits for               |
         |------------------|---------------|---------|---------------------------------|-------------------------|
@@ -3753,15 +3754,16 @@ class PumpDriver(Driver):
         | is gone (nobody  | any           | any     | closes with 1001, and drains    | READ                    |
         | refers to it)    |               |         |                                 |                         |
 
-        A handler that computes for a minute is absent: its pings are answered within TURN of the interpreter's time.
+        A handler that computes for a minute is absent: its pings are answered within INTERVAL of the interpreter's
+        time.
         """
         connection = self.connection
-        if at_turn:
+        if at_interval:
             self.absent = 0 if self.attended else self.absent + 1
             self.attended = False
         connection.flush_waiting()
         latest = connection.output.latest
-        attends = not self.absent if at_turn else self.attended
+        attends = not self.absent if at_interval else self.attended
         if not attends or connection.state == CLOSED or latest is not None and latest.waiting:
             watched = self._look()      # keyed messages wait for the pongs that open their window
         else:
@@ -3995,7 +3997,7 @@ class BlockingDriver(PumpDriver):
         try:
             while not self.messages and not self.role.take(token):      # a message may come before the role does
                 self.role.line.remove(token)
-                self.role.wait(TURN)
+                self.role.wait(INTERVAL)
             if not self.messages and stream is not None:
                 part = stream.take_fragments()
         finally:
@@ -4081,25 +4083,25 @@ class Keeper(Loop):
         """Look after a blocking *connection* from now on."""
         with self._guard:
             self.entries[connection.fd] = connection
-            self._next = min(self._next, due_in(TURN))
+            self._next = min(self._next, due_in(INTERVAL))
         self.wake()
 
-    def serve(self, entry, at_turn=False):
+    def serve(self, entry, at_interval=False):
         """Give *entry* its look, and watch what it asks for."""
         try:
-            self.watch(entry, entry.driver.keep(at_turn))
+            self.watch(entry, entry.driver.keep(at_interval))
         except Exception:       # one bad entry must not harm the others
             default_logger().error('exception in the keeper', exc_info=True)
             if entry.state < DRAINING:
                 entry.abort()
 
     def run_clocks(self, now):
-        """Run the clocks, and every TURN seconds look at everybody."""
+        """Run the clocks, and every INTERVAL seconds look at everybody."""
         Loop.run_clocks(self, now)
         if now >= self._turn_due:
-            self._turn_due = now + TURN
+            self._turn_due = now + INTERVAL
             for entry in list(self.entries.values()):
-                self.serve(entry, at_turn=True)
+                self.serve(entry, at_interval=True)
         if self.entries:
             self._next = min(self._next, self._turn_due)
 
@@ -4204,7 +4206,7 @@ class WebSocket:
 
     def unhandled_error(self, error):
         """A socket or OS error has ended the connection; called before ``closed``. Logs it."""
-        self._connection.log('connection lost: %s', quote(str(error)))
+        self._connection.log('connection lost: %s', shown(str(error)))
 
     # Facts
 
@@ -4663,7 +4665,7 @@ class Broadcast:
                     elif self.key is None:
                         plain = self._encoded.get(())
             except (WebSocketException, OSError) as error:
-                default_logger().debug('broadcast: %s', quote(str(error)))
+                default_logger().debug('broadcast: %s', shown(str(error)))
             except Exception:       # one bad websocket, or extension, must not harm the others
                 default_logger().error('exception in a broadcast', exc_info=True)
         for connection in full:
@@ -4823,7 +4825,7 @@ class WebSocketManager(Loop, threading.Thread):
             try:
                 websocket.close(code, message)
             except Exception:
-                default_logger().debug('close_all: %s', quote(websocket), exc_info=True)
+                default_logger().debug('close_all: %s', shown(websocket), exc_info=True)
 
     def stop(self):
         """End the thread: close what is open with 1001, wait at most close_timeout for the answers, then cut."""
@@ -4863,7 +4865,7 @@ class WebSocketManager(Loop, threading.Thread):
             self._dismiss(entry)
         self._serving = None
         if self._awaiting:
-            self.turn_over()
+            self.turn_ended()
 
     def _dismiss(self, entry):
         self.leave(entry)
@@ -4910,7 +4912,7 @@ IN_A_THREAD = 0     # what Opening.run() yields where the loop must not be held
 def expect(good, wanted, value, error=TypeError):
     """Raise *error*, which says what is *wanted* and is not *value*, unless *good*."""
     if not good:
-        raise error('%s, not %s' % (wanted, quote(value)))
+        raise error('%s, not %s' % (wanted, shown(value)))
 
 
 def page_response(answer, name, headers=()):
@@ -4944,7 +4946,7 @@ def unless_known(request, tag, response):
 def file_response(request, name):
     """Return the Response that is the file *name*: in pieces if it is long. OSError."""
     file = open(name, 'rb')
-    with closing(file):
+    with closed_on_failure(file):
         about = os.fstat(file.fileno())
         response = Response(200, None, page_headers(name) + [('Content-Length', str(about.st_size))], file)
         if about.st_size <= READ_SIZE:
@@ -4959,7 +4961,7 @@ def match_route(pattern, path):
     args = {}
     for part, segment in zip(wanted, given):
         if part[:1] == '{' and part[-1:] == '}' and segment:
-            args[part[1:-1]] = unquote(segment)
+            args[part[1:-1]] = percent_decoded(segment)
         elif part != segment:
             return None
     return args if len(wanted) == len(given) else None
@@ -5034,7 +5036,7 @@ class Listener(Transport):
         except OSError as error:        # EMFILE and the like last: trying on would take all of the processor
             self._server.logger.warning('cannot accept: %s', error)
             self.watch(0)
-            self.wake_at(due_in(2 * TURN))
+            self.wake_at(due_in(2 * INTERVAL))
         return True
 
     def tick(self, now):
@@ -5205,9 +5207,9 @@ class Opening(Handshake):
                 yield from self._drain()
                 return
             self.made.response = response
-            self.succeeded = opened(self.made, self)
+            self.succeeded = opening_succeeded(self.made, self)
         except (OSError, EOFError) as error:
-            server.logger.debug('opening handshake with %s: %s', quote(self.peer_address), quote(str(error)))
+            server.logger.debug('opening handshake with %s: %s', shown(self.peer_address), shown(str(error)))
 
     def _report(self, error):
         """Log a HandshakeError in one line: a warning is what the owner must know, and not more often than needed."""
@@ -5221,7 +5223,7 @@ class Opening(Handshake):
             log = server.logger.warning
         elif error.status in (302, 404, 426, 500):      # a plain GET and a health check are normal, hooks told already
             log = server.logger.debug
-        log('%s refused with %d: %s', quote(self.peer_address), error.status, quote(text))
+        log('%s refused with %d: %s', shown(self.peer_address), error.status, shown(text))
 
     def _deliver(self, response, with_body):
         """Write a *response*: what is long in pieces, timed by progress."""
@@ -5334,7 +5336,7 @@ class Opening(Handshake):
             answer = None if hook is None else hook(*args)
             if hook is None or right(answer):
                 return answer
-            log('%s returned what it may not: %s', name, quote(answer))
+            log('%s returned what it may not: %s', name, shown(answer))
         except Exception:
             log('exception in %s', name, exc_info=True)
         finally:
@@ -5377,7 +5379,7 @@ class Opening(Handshake):
                 self._admit(False)              # however long it takes
                 if self.loop is not None:
                     yield IN_A_THREAD
-                response = self._ask('the page ' + quote(request.pathname),
+                response = self._ask('the page ' + shown(request.pathname),
                                      lambda: page_response(page(request), name))
             elif page is not None and request.method not in ('GET', 'HEAD'):
                 raise HandshakeError('this page can only be read', 405, [('Allow', 'GET, HEAD')])
@@ -5397,7 +5399,7 @@ class Opening(Handshake):
         return response
 
 
-def opened(websocket, handshake):
+def opening_succeeded(websocket, handshake):
     """The opening *handshake* has succeeded; return whether the *websocket* is open: a hook may have ended it."""
     connection = inside(websocket)
     connection.take_over(handshake)
@@ -5434,7 +5436,7 @@ def connection_settings(_known=(), **given):
             if name not in SETTINGS or name == 'heartbeat_freq':
                 from difflib import get_close_matches
                 near = get_close_matches(name, list(_known) + list(SETTINGS), 1, 0.5)
-                raise TypeError('there is no argument %s' % quote(name) + ''.join('; is it %s?' % it for it in near))
+                raise TypeError('there is no argument %s' % shown(name) + ''.join('; is it %s?' % it for it in near))
             expect(value is None or value > 0, '%s is a number of seconds, or None' % name, value, ValueError)
     return {name: value for name, value in given.items() if name not in ('max_size', 'open_timeout')}, stream
 
@@ -5554,7 +5556,7 @@ class Server:
             if not self.manager.running and not self._stopping:
                 self.manager.run()
             while self.manager.running:     # in another thread
-                time.sleep(TURN / 5)
+                time.sleep(INTERVAL / 5)
         finally:
             self.shutdown()
             restore()
@@ -5652,7 +5654,7 @@ class Server:
         try:
             self.manager.enter(opening)
         except (OSError, ValueError, RuntimeError) as error:    # select knows no descriptor above 1023
-            self.logger.warning('cannot serve %s: %s', quote(address), error)
+            self.logger.warning('cannot serve %s: %s', shown(address), error)
             opening.terminate()
 
     def _make_room(self):
@@ -5691,7 +5693,7 @@ class Server:
             else:
                 opening.terminate()
         except Exception:
-            self.logger.error('exception while serving %s', quote(opening.peer_address), exc_info=True)
+            self.logger.error('exception while serving %s', shown(opening.peer_address), exc_info=True)
             opening.terminate()
         finally:
             self._threads.discard(threading.current_thread())
@@ -5791,7 +5793,7 @@ class Server:
         if not isinstance(page, str):
             return page, path if '.' in path else '.html'
         if _is_directory(page):
-            rest = unquote(path[len(prefix):])
+            rest = percent_decoded(path[len(prefix):])
             root, page = page, find_file(page, rest.rstrip('/'))
             if os.path.isdir(page) and path[-1] != '/':
                 raise HandshakeError('this is a directory', 302, [('Location', path + '/' + request.path[len(path):])])
@@ -5816,7 +5818,7 @@ def _checked_page(path, page):
     try:
         check_pathname(path)
     except HandshakeError:
-        raise ValueError('nobody can ask for the page %s: escape what is no letter, digit or -._~' % quote(path))
+        raise ValueError('nobody can ask for the page %s: escape what is no letter, digit or -._~' % shown(path))
     if callable(page) or isinstance(page, (bytes, bytearray)):
         return path, page
     expect(isinstance(page, str) or hasattr(page, '__fspath__'),
@@ -5865,7 +5867,7 @@ def with_compression(extensions, compression):
     return extensions
 
 
-class closing:
+class closed_on_failure:
     """Close *sockets* if the block fails; its socket.timeout, no TimeoutError before Python 3.10, becomes one."""
 
     def __init__(self, *sockets):
@@ -5967,7 +5969,7 @@ def serve(handler, host=None, port=None, *, sock=None, backlog=128, reuse_port=F
         expect(not (host or port or reuse_port), 'sock replaces host and port', (host, port), ValueError)
         sockets = [sock]
         sock.listen(backlog)
-    with closing(*sockets):
+    with closed_on_failure(*sockets):
         if isinstance(handler, type) and issubclass(handler, Server):
             return handler(sockets, ServedWebSocket, **options)
         return Server(sockets, handler, **options)
@@ -5977,7 +5979,7 @@ def unix_serve(handler, path=None, *, sock=None, **options):
     """Like serve(), on the unix socket *path*; one that nobody listens on any more is replaced."""
     if sock is None:
         from stat import S_ISSOCK
-        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
+        with closed_on_failure(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 if probe.connect_ex(path) == errno.ECONNREFUSED and S_ISSOCK(os.stat(path).st_mode):
                     os.unlink(path)
@@ -6029,7 +6031,7 @@ def connect_socket(host, port, due=FOREVER, source_address=None):
     found = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, '', host)] if port is None else resolve(host, port, due)
     for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found):
         try:
-            with closing(socket.socket(family, kind, protocol)) as sock:
+            with closed_on_failure(socket.socket(family, kind, protocol)) as sock:
                 if due != FOREVER:
                     sock.settimeout(max(0.001, (due - time.monotonic()) / left))
                 if source_address is not None:
@@ -6067,7 +6069,7 @@ class ClientHandshake(Handshake):
             yield from self._exchange(self._tunnel, range(200, 300))
             response, self.response = self.response, None
             if not 200 <= response.status_code < 300 or self.data:
-                raise ProxyError('the proxy answered %d %s' % (response.status_code, quote(response.reason_phrase)),
+                raise ProxyError('the proxy answered %d %s' % (response.status_code, shown(response.reason_phrase)),
                                  response=response)
         if self._context is not None:
             yield from self.shake_tls(self._context, server_hostname=self._server_hostname)
@@ -6151,7 +6153,7 @@ def client_handshake(request, scheme, host, port, due, *, ssl=None, server_hostn
         sock = connect_socket(proxy_host, proxy_port, due, source_address)
     elif sock is None:
         sock = connect_socket(host, port, due, source_address)
-    with closing(sock):
+    with closed_on_failure(sock):
         if scheme.startswith('wss') and ssl is None:
             from ssl import create_default_context
             ssl = create_default_context()
@@ -6275,7 +6277,7 @@ class WebSocketBaseClient(WebSocket):
             due_in(self.open_timeout), ssl=self._context())
         self.sock = handshake.sock
         try:
-            with closing(handshake):
+            with closed_on_failure(handshake):
                 handshake.drive()
                 self.response = handshake.response
                 self.process_response_line(b'HTTP/1.1 %d' % self.response.status_code)
@@ -6287,7 +6289,7 @@ class WebSocketBaseClient(WebSocket):
         finally:
             self._handshake = None
         be_client(self, protocols[0] if protocols else None, extensions)
-        opened(self, handshake)
+        opening_succeeded(self, handshake)
         self.handshake_ok()
 
     def close(self, code=1000, reason=''):
@@ -6308,7 +6310,7 @@ class WebSocketBaseClient(WebSocket):
         if response_line.split(b' ', 2)[1:2] != [b'101']:
             if self.response is not None:
                 raise InvalidStatus(self.response)
-            raise HandshakeError('the server answered %s' % quote(response_line))
+            raise HandshakeError('the server answered %s' % shown(response_line))
 
     def process_handshake_header(self, headers):
         """Check the header lines (bytes) of the answer; return (subprotocols, extensions), two lists."""
@@ -6329,7 +6331,7 @@ class WebSocketClient(WebSocketBaseClient):
     def run_forever(self):
         """Wait until the connection is over."""
         # not join(): CPython takes a thread for ended when Ctrl-C interrupts that, and does not wait for it at exit
-        while self._over is not None and not self._over.wait(TURN):
+        while self._over is not None and not self._over.wait(INTERVAL):
             pass
 
     def run(self):
@@ -6384,7 +6386,7 @@ def redirected(uri, response):
     except ValueError:
         kind = None
     if kind != 'wss' and (kind != 'ws' or scheme == 'wss'):
-        raise SecurityError('redirected to %s: refused' % quote(target), response=response)
+        raise SecurityError('redirected to %s: refused' % shown(target), response=response)
     return target
 
 
@@ -6438,7 +6440,7 @@ def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers
         proxy = environment_proxy(scheme, host)
     handshake = client_handshake(build_head('GET %s HTTP/1.1' % resource, fields), scheme, host, port, due, ssl=ssl,
                                  server_hostname=server_hostname, proxy=proxy, source_address=source_address, sock=sock)
-    with closing(handshake):
+    with closed_on_failure(handshake):
         handshake.drive()
         chosen = check_answer(handshake.response, fields, patterns)
         websocket = (create_connection or WebSocket)(handshake.sock)
@@ -6446,14 +6448,14 @@ def _connect_once(uri, headers, auth, due, *, subprotocols=None, exclude_headers
         websocket.request = Request('GET', resource, fields)
         websocket.response = handshake.response
         be_client(websocket, *chosen)
-        opened(websocket, handshake)
+        opening_succeeded(websocket, handshake)
         block(inside(websocket), websocket)
         return websocket
 
 
 def unix_connect(path, uri='ws://localhost/', **options):
     """Like connect(), over the unix socket *path*; *uri* says what to request."""
-    with closing(connect_socket(path, None, due_in(options.get('open_timeout', OPEN_TIMEOUT)))) as sock:
+    with closed_on_failure(connect_socket(path, None, due_in(options.get('open_timeout', OPEN_TIMEOUT)))) as sock:
         return connect(uri, sock=sock, **options)
 
 
@@ -6483,9 +6485,9 @@ def reconnect(uri, *, first_delay=5, max_delay=60, stop=None, **options):
         except (HandshakeError, OSError) as error:
             if is_permanent(error):
                 raise
-            logger.info('no connection to %s: %s', quote(host), quote(str(error) or type(error).__name__))
+            logger.info('no connection to %s: %s', shown(host), shown(str(error) or type(error).__name__))
         else:
-            logger.info('connected to %s', quote(host))
+            logger.info('connected to %s', shown(host))
             websocket.ends_quietly = True
             try:
                 yield websocket

@@ -1244,16 +1244,16 @@ def the_keeper():
 @pytest.fixture(scope='session')
 def short_turns():
     """Whoever is looked at in turns is looked at more often than in programs; yields how often it is there."""
-    before, minws.TURN = minws.TURN, 0.03
+    before, minws.INTERVAL = minws.INTERVAL, 0.03
     yield before
-    minws.TURN = before
+    minws.INTERVAL = before
 
 
 @pytest.fixture(autouse=True)
 def slow_tests_have_time(request, short_turns, monkeypatch):
     """The slow ones keep the turns that programs have."""
     if request.node.get_closest_marker('slow'):
-        monkeypatch.setattr(minws, 'TURN', short_turns)
+        monkeypatch.setattr(minws, 'INTERVAL', short_turns)
 
 
 @pytest.fixture(autouse=True)
@@ -1454,7 +1454,7 @@ def test_CL02_CL03_close_codes_on_the_wire():
 @pytest.mark.parametrize('text', ['a\r\nb', '\x1b[31m', '\x9b31m', 'caf\xe9', '\u2028', '\ud800', 'x' * 1000, b'\r\n'],
                          ids=ascii)
 def test_V48_peer_text_is_escaped_and_cut_for_the_log(text):
-    assert re.match('^[ -~]{1,210}$', minws.quote(text))
+    assert re.match('^[ -~]{1,210}$', minws.shown(text))
 
 
 def test_V48_peer_text_in_errors_and_reprs_is_escaped():
@@ -3276,7 +3276,7 @@ def test_a_pathname_that_has_another_spelling(pathname):
                                          ('%4', '%4'), ('%zz', '%zz'), ('%e2%82%ac', '€'), ('%ff', '\ufffd'),
                                          ('%+1', '%+1'), ('+', '+'), ('%\uff14\uff11', '%??'), ('100%%41', '100%A')])
 def test_percent_escapes_are_decoded_once(text, plain):
-    assert minws.unquote(text) == plain
+    assert minws.percent_decoded(text) == plain
 
 
 def test_response_is_built():

@@ -4047,13 +4047,13 @@ def test_V21_one_flood_does_not_starve_the_others(echoing):
 
         trips = []
         with in_thread(flood):
-            for _ in range(30):
+            for _ in range(20):
                 began = time.monotonic()
                 honest.send(TEXT, b'x')
                 assert honest.read_frame() == (TEXT, b'x')
                 trips.append(time.monotonic() - began)
             stop.set()
-        assert sorted(trips)[15] < 0.3 and max(trips) < 2
+        assert sorted(trips)[10] < 0.3 and max(trips) < 2
 
 
 class Viewer(logging.Handler):
@@ -6239,7 +6239,7 @@ def test_open_and_a_generator_that_raises(style, security):
 
 @answering_styles
 def test_open_and_no_answer_to_a_ping(style):
-    with standing(style, ping_interval=0.1, ping_timeout=0.1) as (ws, peer):
+    with standing(style, ping_interval=0.05, ping_timeout=0.05) as (ws, peer):
         first, payload = peer.read_frame()
         assert first == PING
         assert peer.read_frame() == (CLOSE, b'\x03\xf3keepalive ping timeout')
@@ -6529,7 +6529,7 @@ def test_connecting_server_and_an_abort(style, security, how):
 @connecting_servers
 @pytest.mark.parametrize('sent', [b'', b'GET / HTTP/1.1\r\nHost: x\r\n'], ids=['silence', 'half a head'])
 def test_connecting_server_and_its_deadline(style, security, sent):
-    with asked(style, security, lambda ws, request: None, open_timeout=0.15) as (server, seen):
+    with asked(style, security, lambda ws, request: None, open_timeout=0.1) as (server, seen):
         peer = dial(server.port, context=security[1])
         peer.write(sent)
         answer = peer.read_to_end()
@@ -6581,7 +6581,7 @@ def test_connecting_client_and_a_failure(style, security, answer):
 
 @connecting_clients
 def test_connecting_client_and_its_deadline(style, security):
-    with calling(style, security, lambda peer, request: peer.read_until_cut(), open_timeout=0.15) as (connect, _):
+    with calling(style, security, lambda peer, request: peer.read_until_cut(), open_timeout=0.1) as (connect, _):
         with pytest.raises(TimeoutError):
             connect()
 
@@ -8387,7 +8387,7 @@ def test_random_messages_make_the_round_trip(extensions):
     client, server = minws.pair(extensions=extensions)
     assert [extension.name for extension in server.extensions] == [extension.name for extension in extensions]
     with contextlib.closing(server), contextlib.closing(client):
-        for _ in range(150):
+        for _ in range(50):
             for sender, receiver in ((client, server), (server, client)):
                 message = random_message(rng)
                 thread = threading.Thread(target=sender.send, args=(message,))

@@ -1522,11 +1522,6 @@ class Hub:
         self.station.forget(device.name)
         device.on_removed()
 
-    def described(self):
-        """Return {device: what its hello says of its sensors}."""
-        with self.lock:
-            return {device.name: device.hello()['hello']['sensors'] for device in self.devices.values()}
-
     def make_room(self, now):
         """Thin the largest histories until they fit."""
         while self.stored > HISTORY_BYTES:

@@ -104,8 +104,8 @@ class Ledger:
 #
 # What a recording is kept in. A store has, at its opening, numbers: {spool: number}; write(records, numbers, kept) puts
 # records on the disk when it returns, and nothing of them if it raises OSError. `numbers` are the greatest among the
-# records, `kept` all those before. To be read there are entries(span), (position, record) in the order of writing, of
-# the last `span` bytes or of all, and read(position), from another object and any thread.
+# records, `kept` all those before. To be read there are entries(), (position, record) in the order of writing, and
+# read(position), from another object and any thread.
 ##############################################################################
 
 class LineStore:
@@ -161,11 +161,9 @@ class LineReader:
     def __init__(self, path):
         self._file = open(path, 'rb')
 
-    def entries(self, span=None):
-        position = 0 if span is None else max(0, self._file.seek(0, os.SEEK_END) - span)
-        self._file.seek(position)
-        if position:
-            position += len(self._file.readline())    # the rest of a line
+    def entries(self):
+        self._file.seek(0)
+        position = 0
         for line in self._file:
             record = parse_object(line)
             if is_record(record):
@@ -238,19 +236,10 @@ class SqliteReader:
             raise FileNotFoundError(2, 'there is no such file', path)
         self._connection = sqlite3.connect(path, check_same_thread=False)
 
-    def entries(self, span=None):
+    def entries(self):
         with sqlite_errors():
-            start = 0 if span is None else self._start(span)
-            for position, text in self._connection.execute(
-                    'SELECT rowid, record FROM records WHERE rowid > ? ORDER BY rowid', (start,)):
+            for position, text in self._connection.execute('SELECT rowid, record FROM records ORDER BY rowid'):
                 yield position, parse_object(text)
-
-    def _start(self, span):
-        for position, text in self._connection.execute('SELECT rowid, record FROM records ORDER BY rowid DESC'):
-            span -= len(text)
-            if span < 0:
-                return position
-        return 0
 
     def read(self, position):
         with sqlite_errors():
@@ -562,23 +551,22 @@ def device_of(record):
 CSV_HEAD = ('t', 'device', 'sensor', 'axis', 'unit', 'value')
 
 
-def csv(path, since=None, device=None, span=None, described=()):
+def csv(path, since=None, device=None):
     """Yield a recording as CSV (bytes), a row for each axis of each value, in the order of arrival.
 
-    `since` are seconds since 1970, `device` a name, `span` how many bytes of its newest part are looked at; None for
-    all. `described` has what is known of the devices without the recording, {device: what a hello says of its sensors}.
-    Times are those of the server's clock, values are not rounded. RecordingError, before the first row, if there is no
-    such recording.
+    `since` are seconds since 1970, `device` a name; None for all. Times are those of the server's clock, values are not
+    rounded. RecordingError, before the first row, if there is no such recording.
     """
-    return _csv_blocks(reader_of(path), since, device, span, dict(described))
+    return _csv_blocks(reader_of(path), since, device)
 
 
-def _csv_blocks(reader, since, device, span, described):
+def _csv_blocks(reader, since, device):
     with contextlib.closing(reader):
         text = io.StringIO()
         writer = csv_format.writer(text)
         writer.writerow(CSV_HEAD)
-        for _, record in reader.entries(span):
+        described = {}
+        for _, record in reader.entries():
             if isinstance(record.get('hello'), dict):
                 described[device_of(record)] = record['hello'].get('sensors')
             elif device in (None, record.get('d')) and (since is None or moment(record) >= since):

@@ -1381,7 +1381,8 @@ def test_page_makes_its_phone_a_sensor(opened, chromium):
     page, feed = opened()
     page.wait_for('story.ready')
     chromium.target.command('Browser.grantPermissions', permissions=['geolocation', 'sensors'], origin=feed.url)
-    page.command('Emulation.setGeolocationOverride', latitude=52.5, longitude=13.25, accuracy=5)
+    here = dict(latitude=52.5, longitude=13.25, accuracy=5)
+    page.command('Emulation.setGeolocationOverride', **here)
     page.click('#phone')
     greeting = feed.pushed.get(timeout=DEADLINE)['hello']
     assert re.match(r'\w+ [0-9a-f]{4}$', greeting['device']) and len(greeting['id']) == 24
@@ -1391,6 +1392,8 @@ def test_page_makes_its_phone_a_sensor(opened, chromium):
     deadline = time.monotonic() + DEADLINE
     while len(felt) < 3 and time.monotonic() < deadline:
         felt.update(feed.pushed.get(timeout=DEADLINE).get('s', {}))
+        if 'position' not in felt:               # a browser that was asked while it was told says it at the next time
+            page.command('Emulation.setGeolocationOverride', **here)
     assert felt == {'accel': [1.5, -2.5, 9.5], 'gyro': [1, 2, 3], 'position': [52.5, 13.25]}
     assert page.evaluate(text_of('#phone')) == 'Stop sending'
     page.click('#phone')

@@ -19,7 +19,6 @@ PAGE = os.path.join(HERE, 'page.html')
 FILES = {'minws.py': os.path.abspath(minws.__file__),
          'droid_sensor.py': os.path.join(os.path.dirname(HERE), 'droid_sensor.py')}
 
-CSV_SPAN = 2 << 20            # bytes of the recording's newest part that become CSV; in our loop that takes 0.2 seconds
 RETRY = 200                   # milliseconds after which a page asks for events again
 FREE_TRIES = 5                # wrong passwords; then each costs time
 LONGEST_WAIT = 60             # seconds
@@ -150,7 +149,8 @@ SAFE = [('X-Content-Type-Options', 'nosniff'), ('Referrer-Policy', 'no-referrer'
 
 
 def answer(status, content, kind='text/plain; charset=utf-8', headers=()):
-    body = content if isinstance(content, bytes) else content.encode('utf-8')
+    """Return a Response; `content` is bytes, text, or an iterator of bytes."""
+    body = content.encode('utf-8') if isinstance(content, str) else content
     return minws.Response(status, None, [('Content-Type', kind)] + SAFE + list(headers), body)
 
 
@@ -223,7 +223,7 @@ class Site:
                           '--allow-host NAME\n' if error.status == 421 else '%s\n' % error)
         address = connection.peer_address[0]
         request.headers[PEER] = address
-        path = request.path
+        path = request.pathname
         if path == '/' and 'password' in request.query:
             return self._enter(request, request.query['password'])
         if path in self.watched:
@@ -275,7 +275,6 @@ class Site:
         try:
             if request.method != 'POST':
                 raise Refused('this is for devices: a WebSocket, or POST', status=405)
-            minws.check_origin(request)
             network = network_of(request.headers[PEER])
             visitor = self.hub.visitor(network)
             if not visitor.admits(len(request.body)):
@@ -283,8 +282,6 @@ class Site:
             return answer_json(200, self._post(request, network, visitor))
         except Refused as refused:
             return answer_json(refused.status, {'refused': {'text': str(refused)}})
-        except minws.HandshakeError as error:
-            return answer_json(error.status, {'refused': {'text': str(error)}})
 
     def _post(self, request, network, visitor):
         session = Session(self.hub, network, lambda text: None)
@@ -314,16 +311,16 @@ class Site:
     # The recording
 
     def csv(self, request):
-        """Answer GET /data.csv?since=…&device=…: the newest part of the recording."""
+        """Answer GET /data.csv?since=…&device=…: the recording, in pieces; they are made in a thread of their own."""
         visitor, since = self.hub.visitor(request.headers[PEER]), request.query.get('since')
         if self.hub.archive is None:
             return answer(404, 'nothing is recorded here: start the server with --record FILE\n')
         if not visitor.stories.take():
             return answer(429, 'this address asks for the recording too often\n')
         try:
-            blocks = recording.csv(self.hub.archive.path, None if since is None else float(since),
-                                   request.query.get('device'), CSV_SPAN, self.hub.described())
-            return answer(200, b''.join(blocks), 'text/csv; charset=utf-8',
+            table = recording.csv(self.hub.archive.path, None if since is None else float(since),
+                                  request.query.get('device'))
+            return answer(200, table, 'text/csv; charset=utf-8',
                           [('Content-Disposition', 'attachment; filename="readings.csv"')])
         except ValueError:
             return answer(400, 'since is a number of seconds since 1970, not %s\n' % clean(since, 40))

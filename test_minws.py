@@ -7173,6 +7173,7 @@ def test_the_rest_of_a_streamed_message_that_failed_is_no_message():
 INJECTION = '''
     import gc, itertools, os, socket, sys, threading, time
     import minws
+    minws.INTERVAL, minws.DRAIN_TIMEOUT = 0.02, 0.05      # what closes need not take its time
 
     def interrupted(function, number, kind):
         """Run function, interrupted at its number-th chance; return whether it had so many, and what it raised.

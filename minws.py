@@ -97,8 +97,8 @@ OWN_PING = b'minws'     # how the payloads of our own pings begin: their pongs a
 PATIENCE = 1            # seconds after which a peer that answers no pings gets the next of them
 BATCH = 1024            # messages handed over in one go; then others have their turn
 
-# What is said of a connection unless its class, or the arguments of serve() and connect(), say otherwise. A new limit of
-# a connection goes here, and connection_settings() checks it; one of a whole server is an argument of Server.
+# What is said of a connection unless its class, or the arguments of serve() and connect(), say otherwise. A new limit
+# of a connection goes here, and connection_settings() checks it; one of a whole server is an argument of Server.
 SETTINGS = {'open_timeout': OPEN_TIMEOUT, 'ping_interval': PING_INTERVAL, 'ping_timeout': PING_TIMEOUT,
             'close_timeout': CLOSE_TIMEOUT, 'heartbeat_freq': None, 'max_size': MAX_SIZE, 'max_queue': MAX_QUEUE,
             'logger': None}

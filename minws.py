@@ -2850,7 +2850,7 @@ class Sender(Transport):
         output, latest = self.output, self.output.latest
         if latest is None or not latest.waiting or len(latest.flight) >= limit:
             return
-        if output.chunk is not None or output.turn is not None:
+        if output.turn is not None or output.chunk is not None and limit == WINDOW:
             output.more = True
             return
         frames = []

@@ -8971,6 +8971,23 @@ def test_a_broadcast_beside_a_callback_leaves_at_once(manager, many):
     ws.leave.set()
 
 
+def test_keyed_messages_that_wait_behind_a_large_one_leave_before_the_close_frame():
+    with serving(recorder(), ping_interval=None) as server:
+        peer = shake(server.port)
+        ws = connection_of(server)
+        ws.send(bytes(8 << 20))
+        ws.send('old', key='k')
+        ws.send('new', key='k')
+        server.broadcast('all', key='b')
+        assert ws.buffered_amount
+        ws.close()
+        frames = []
+        while not frames or frames[-1][0] != CLOSE:
+            frames.append(peer.read_frame())
+    assert [payload for first, payload in frames if first == TEXT] == [b'new', b'all']
+    assert len(frames[0][1]) == 8 << 20 and frames[-1] == (CLOSE, NORMAL)
+
+
 def test_a_keyed_message_beside_a_callback_that_ends_is_not_lost(manager):
     ws, peer = managed(manager, Busy)
     encode = ws.stream.encode
